@@ -1,0 +1,1 @@
+"""The export stage: PyTorch reference models in, self-describing ONNX files out."""

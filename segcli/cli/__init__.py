@@ -1,0 +1,1 @@
+"""The command line: argument parsing, the console, one thin file per command."""

@@ -1,0 +1,1 @@
+"""Class names and palettes as CSV, and the embedded model."""

@@ -1,0 +1,154 @@
+"""The frozen records that flow through the program, and their JSON form.
+
+``Segmentation`` and ``Classification`` are what a model says of one image; ``Outcome``
+is what a run says of one input, success or failure. No files, no arrays computed here.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from segcli.errors import ImageError
+
+RECORD_SCHEMA = 1
+
+ClassMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+class ClassShare(NamedTuple):
+    """How much of an image one class covers; ``fraction`` in [0, 1]."""
+
+    class_id: int
+    name: str
+    pixels: int
+    fraction: float
+
+
+class Label(NamedTuple):
+    """One answer of a classifier; ``score`` is after the model's own activation."""
+
+    class_id: int
+    name: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A class for every pixel of an image.
+
+    Attributes:
+        class_map: (H, W) uint8, uint16 above 256 classes; the image's own size.
+        class_names: One per class id.
+        palette: (K, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, the image as segmented, after EXIF orientation.
+        provider: ONNX Runtime's name of the provider that ran it.
+    """
+
+    class_map: ClassMap
+    class_names: tuple[str, ...]
+    palette: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8]
+    provider: str
+
+    @property
+    def classes(self) -> list[ClassShare]:
+        """The classes that occur, largest first, ties by id."""
+        counts = np.bincount(self.class_map.ravel(), minlength=len(self.class_names))
+        order = sorted(np.flatnonzero(counts).tolist(), key=lambda i: (-counts[i], i))
+        total = self.class_map.size
+        return [
+            ClassShare(i, self.class_names[i], int(counts[i]), int(counts[i]) / total)
+            for i in order
+        ]
+
+    def overlay(self, opacity: float = 0.5) -> npt.NDArray[np.uint8]:
+        """Returns (H, W, 3) uint8 RGB: the image blended with its class colours."""
+        # Here so that the records need no OpenCV; render imports no room of ours.
+        from segcli.render import overlay
+
+        return overlay(self.image, self.class_map, self.palette, opacity)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Every label of a classifier for one image.
+
+    Attributes:
+        labels: All classes, best first, ties by id.
+        size_hw: Height and width of the image after EXIF orientation.
+        provider: ONNX Runtime's name of the provider that ran it.
+    """
+
+    labels: list[Label]
+    size_hw: tuple[int, int]
+    provider: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run says of one input.
+
+    Attributes:
+        path: The argument or list entry as given; for a folder joined with the relative path.
+        status: ``ok``, ``skipped`` (its outputs were there), or ``error``.
+        outputs: The files written or found, as given by ``-o``.
+        size_hw: Height and width after orientation; None where the image was not read.
+        classes: Largest first, for segmentation.
+        labels: Best first, for classification.
+        error: Set exactly where status is ``error``.
+    """
+
+    path: str
+    status: Literal["ok", "skipped", "error"]
+    model: str
+    provider: str
+    outputs: tuple[str, ...] = ()
+    size_hw: tuple[int, int] | None = None
+    classes: list[ClassShare] | None = None
+    labels: list[Label] | None = None
+    elapsed_ms: float | None = None
+    error: ImageError | None = field(default=None, compare=False)
+
+    def to_dict(self, *, timing: bool = True) -> dict[str, Any]:
+        """Returns the record of ``--json`` and ``--jsonl``.
+
+        Args:
+            timing: False drops ``elapsed_ms``, so that two runs diff empty.
+        """
+        record: dict[str, Any] = {
+            "schema": RECORD_SCHEMA,
+            "path": self.path,
+            "status": self.status,
+            "model": self.model,
+            "provider": self.provider,
+        }
+        if self.size_hw is not None:
+            record["width"], record["height"] = self.size_hw[1], self.size_hw[0]
+        if self.labels is not None:
+            record["labels"] = [
+                {"class_id": i, "name": n, "score": _digits(s)}
+                for i, n, s in self.labels
+            ]
+        elif self.error is None:
+            record["outputs"] = list(self.outputs)
+        if self.classes is not None:
+            record["classes"] = [
+                {"class_id": i, "name": n, "pixels": p, "fraction": _digits(f)}
+                for i, n, p, f in self.classes
+            ]
+        if self.error is not None:
+            record["error"] = {"code": self.error.code, "message": str(self.error)}
+        if timing and self.elapsed_ms is not None:
+            record["elapsed_ms"] = round(self.elapsed_ms, 3)
+        return record
+
+    def to_json(self, *, timing: bool = True) -> str:
+        r"""Returns one line of JSON in ASCII; undecodable bytes of names as ``\udcNN``."""
+        return json.dumps(self.to_dict(timing=timing), allow_nan=False)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.6g}")
