@@ -1,0 +1,105 @@
+"""Exact algebra before tracing: the same function with fewer multiply-adds.
+
+Each rewrite computes its new weights once in float64, so that the logits move by rounding only.
+The names returned are recorded in the ModelCard.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcli.export.mobilenet_v2 import ConvLayer, MobileNetV2ForSemanticSegmentation
+from segcli.export.segformer import (
+    MLPDecoder,
+    SegformerForSemanticSegmentation,
+    StageProjection,
+    upsample_like,
+)
+
+
+def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Returns scale and shift (float64) with which batch norm is ``scale * x + shift``."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return scale, norm.bias.double() - scale * norm.running_mean.double()
+
+
+class FoldedDecoder(nn.Module):
+    """The SegFormer decode head without its 4D -> D convolution at H/4.
+
+    Bilinear upsampling acts on each channel alone and its weights sum to one, so it commutes
+    with a 1x1 convolution and its bias. Hence, with F_i the block of ``linear_fuse`` that
+    meets stage i, and batch norm the affine map (s, t):
+
+        BN(F concat(up(W_i x_i + b_i))) = sum_i up(s F_i W_i x_i) + (s sum_i F_i b_i + t)
+
+    and the only work left at H/4 is the sum and the classifier. The constant rides on the last
+    stage, where it meets the fewest pixels.
+    """
+
+    def __init__(self, head: MLPDecoder) -> None:
+        super().__init__()
+        scale, shift = batch_norm_affine(head.batch_norm)
+        fuse = scale[:, None] * head.linear_fuse.weight.double().flatten(1)  # (D, 4D)
+        # The concatenation runs from the deepest stage to the first.
+        blocks = fuse.chunk(len(head.linear_c), dim=1)[::-1]
+        self.projections = nn.ModuleList()
+        for block, linear in zip(blocks, head.linear_c, strict=True):
+            assert isinstance(linear, StageProjection)
+            shift = shift + block @ linear.proj.bias.double()
+            weight = block @ linear.proj.weight.double()  # (D, C_i)
+            projection = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
+            projection.weight = _parameter(weight[:, :, None, None])
+            self.projections.append(projection)
+        last = self.projections[-1]
+        assert isinstance(last, nn.Conv2d)
+        last.bias = _parameter(shift)
+        self.classifier = head.classifier
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Returns logits (B, num_labels, H/4, W/4) from the stage maps."""
+        total = self.projections[0](maps[0])
+        for x, projection in zip(maps[1:], list(self.projections)[1:], strict=True):
+            total = total + upsample_like(projection(x), maps[0])
+        logits: Tensor = self.classifier(F.relu(total))
+        return logits
+
+
+def fold(model: nn.Module) -> tuple[str, ...]:
+    """Rewrites a model in place; call it in eval mode, after the weights are loaded.
+
+    Returns:
+        The names of the rewrites that applied.
+    """
+    folds = []
+    if isinstance(model, SegformerForSemanticSegmentation):
+        assert isinstance(model.decode_head, MLPDecoder)
+        model.decode_head = FoldedDecoder(model.decode_head)
+        folds += ["decode_head", "batch_norm"]
+    layers = [m for m in model.modules() if isinstance(m, ConvLayer)]
+    for layer in layers:
+        _fold_batch_norm(layer)
+    if layers:
+        folds.append("batch_norm")
+    if isinstance(model, MobileNetV2ForSemanticSegmentation):
+        # The 1280-channel convolution after the last block feeds no segmentation output.
+        model.mobilenet_v2.conv_1x1 = nn.Identity()
+        folds.append("unused_conv_1x1")
+    return tuple(folds)
+
+
+def _fold_batch_norm(layer: ConvLayer) -> None:
+    norm, conv = layer.normalization, layer.convolution
+    if not isinstance(norm, nn.BatchNorm2d):
+        return
+    scale, shift = batch_norm_affine(norm)
+    if conv.bias is not None:
+        shift = shift + scale * conv.bias.double()
+    conv.weight = _parameter(conv.weight.double() * scale[:, None, None, None])
+    conv.bias = _parameter(shift)
+    layer.normalization = nn.Identity()
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().float(), requires_grad=False)

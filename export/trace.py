@@ -1,0 +1,302 @@
+"""A checkpoint -> one self-describing .onnx file.
+
+The model is built, filled, folded, traced with dynamic axes, given its ModelCard, compared with
+the PyTorch reference, and only then put in place. The same checkpoint gives the same bytes.
+"""
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+
+import segcli
+from segcli.artifact import ModelCard, Preprocessing, Task
+from segcli.errors import CheckpointError, ExportError
+from segcli.export import hf_config, hf_processor, verify
+from segcli.export.checkpoints import find_weights, load_strict, read_weights
+from segcli.export.fold import fold
+from segcli.export.half import store_as_fp16
+from segcli.export.mobilenet_v2 import (
+    MobileNetV2Config,
+    MobileNetV2Features,
+    MobileNetV2ForImageClassification,
+    MobileNetV2ForSemanticSegmentation,
+)
+from segcli.export.segformer import (
+    SegformerFeatures,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+)
+from segcli.labels import Labels, dataset_palette
+
+# 17 is the first with LayerNormalization, 20 the first with Gelu: each stays one operator, which
+# ONNX Runtime 1.17 and later has kernels for.
+OPSET = 20
+
+# Below this a stage-4 map or a stride-32 map would be empty.
+MIN_SIZE = 32
+
+_MODULES: dict[tuple[str, Task], Any] = {
+    ("segformer", "segmentation"): SegformerForSemanticSegmentation,
+    ("segformer", "classification"): SegformerForImageClassification,
+    ("segformer", "features"): SegformerFeatures,
+    ("mobilenet_v2", "segmentation"): MobileNetV2ForSemanticSegmentation,
+    ("mobilenet_v2", "classification"): MobileNetV2ForImageClassification,
+    ("mobilenet_v2", "features"): MobileNetV2Features,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export.
+
+    Attributes:
+        checkpoint: A Hugging Face folder or a weight file.
+        name: The model's name in its card and its records.
+        source: Where the weights came from, for the card.
+        revision: The hub commit, or "".
+        license: Licence of the weights, as far as known.
+        license_note: What it means for a user.
+        task: Overrides the task that the head tells.
+        variant: For weight files without a config.json.
+        labels: Class names, and colours where the file has them.
+        size_hw: A fixed input size, or None for dynamic height and width.
+        storage: ``fp16`` halves the file; the graph still computes in fp32.
+    """
+
+    checkpoint: Path
+    name: str
+    source: str
+    revision: str = ""
+    license: str = "unknown"
+    license_note: str = ""
+    task: Task | None = None
+    variant: str | None = None
+    labels: Labels | None = None
+    size_hw: tuple[int, int] | None = None
+    storage: str = "fp32"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        card: The file's card, verification figures included.
+        data: The file's bytes.
+        sha256: Digest of ``data``.
+        parameters: Count of the checkpoint's weights, unused ones included.
+        notes: What the reader should know, one sentence each.
+    """
+
+    card: ModelCard
+    data: bytes
+    sha256: str
+    parameters: int
+    notes: tuple[str, ...]
+
+
+def build_module(network: hf_config.NetworkConfig, task: Task) -> nn.Module:
+    """Returns the reference module in eval mode, with random weights."""
+    family = "mobilenet_v2" if isinstance(network, MobileNetV2Config) else "segformer"
+    module: nn.Module = _MODULES[family, task](network).eval()
+    return module
+
+
+def export_model(request: ExportRequest) -> ExportReport:
+    """Returns the .onnx of a checkpoint; writes nothing.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be honoured.
+        ExportError: The graph does not reproduce the reference.
+    """
+    _check_size(request.size_hw)
+    weights_path = find_weights(request.checkpoint)
+    weights = read_weights(weights_path)
+    folder = weights_path.parent
+    config = hf_config.resolve(
+        hf_config.read_json(folder / "config.json"),
+        weights.state,
+        family=weights.family,
+        task=request.task,
+        variant=request.variant,
+        labels=request.labels.names if request.labels else None,
+    )
+    preprocessing, reduce_labels, notes = hf_processor.preprocessing(
+        hf_config.read_json(folder / "preprocessor_config.json"), weights.family, config.task
+    )
+    if config.network.num_channels != 3:
+        raise CheckpointError(
+            f"config.json says num_channels {config.network.num_channels}, expected 3: "
+            "segcli reads RGB pictures"
+        )
+    if request.size_hw:
+        preprocessing = _at_fixed_size(preprocessing, request.size_hw)
+
+    with torch.no_grad():
+        model = build_module(config.network, config.task)
+        state = weights.state
+        if config.task == "features":
+            # A checkpoint with a head may give its features: the head is then left out on purpose.
+            state = {k: v for k, v in state.items() if k.startswith(weights.family)}
+        load_strict(model, state, weights_path)
+        parameters = sum(p.numel() for p in model.parameters())
+        folded = build_module(config.network, config.task)
+        folded.load_state_dict(model.state_dict())
+        folds = fold(folded)
+        proto = trace(folded, request.size_hw)
+        verification = verify.compare(proto, model, request.size_hw, verify.TOLERANCE)
+        if request.storage == "fp16":
+            store_as_fp16(proto)
+            rounded = verify.compare(proto, model, request.size_hw, verify.FP16_TOLERANCE)
+            verification["fp16_max_rel_diff"] = rounded["max_rel_diff"]
+
+    names = config.class_names
+    palette: Sequence[tuple[int, int, int]] = ()
+    if config.task == "segmentation":
+        if config.activation == "sigmoid":
+            # One logit says foreground: its map has two values.
+            names = ("background", *names)
+        colors = request.labels.palette if request.labels else None
+        palette = colors if colors and len(colors) == len(names) else dataset_palette(names)
+    card = ModelCard(
+        name=request.name,
+        task=config.task,
+        family=weights.family,
+        variant=config.variant,
+        class_names=names,
+        palette=tuple(palette),
+        preprocessing=preprocessing,
+        activation=config.activation,
+        ignore_index=config.ignore_index,
+        reduce_labels=reduce_labels,
+        output_names=tuple(o.name for o in proto.graph.output),
+        source=request.source,
+        revision=request.revision,
+        weights_sha256=weights.sha256,
+        license=request.license,
+        license_note=request.license_note,
+        opset=OPSET,
+        folds=folds,
+        storage="fp16" if request.storage == "fp16" else "fp32",
+        versions={
+            "segcli": segcli.__version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+        },
+        verification=verification,
+    )
+    onnx.helper.set_model_props(proto, card.to_metadata())
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph of {request.name!r} is not valid ONNX: {error}") from error
+    data = proto.SerializeToString(deterministic=True)
+    return ExportReport(
+        card,
+        data,
+        hashlib.sha256(data).hexdigest(),
+        parameters,
+        (*weights.notes, *config.notes, *notes),
+    )
+
+
+def trace(model: nn.Module, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+    """Returns the graph of a module in eval mode.
+
+    Batch is always dynamic; height and width are unless ``size_hw`` fixes them.
+
+    Raises:
+        ExportError: torch.onnx could not trace the module.
+    """
+    height, width = size_hw or (96, 160)
+    # A dimension of 0 or 1 is taken for a constant while tracing, so the example has 2.
+    example = torch.zeros(2, 3, height, width)
+    shapes: dict[int, Any] = {0: Dim("batch")}
+    if size_hw is None:
+        shapes |= {2: Dim("height", min=MIN_SIZE), 3: Dim("width", min=MIN_SIZE)}
+    names = getattr(model, "output_names", ("logits",))
+    with torch.no_grad(), _quiet_tracing():
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=list(names),
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"torch.onnx could not trace {type(model).__name__}: {error}"
+            ) from error
+    assert program is not None
+    return _normalized(program.model_proto)
+
+
+@contextlib.contextmanager
+def _quiet_tracing() -> Iterator[None]:
+    # torch.onnx logs that torchvision is absent, and its own use of pytrees warns.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes what differs from run to run or names this machine, in place."""
+    for node in proto.graph.node:
+        # Stack traces with paths of source files.
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+    proto.graph.name = "segcli"
+    proto.producer_name, proto.producer_version = "segcli", segcli.__version__
+    for output in proto.graph.output:
+        for axis, dim in enumerate(output.type.tensor_type.shape.dim):
+            if dim.dim_param and dim.dim_param != "batch":
+                dim.dim_param = f"{output.name}_dim_{axis}"
+    return proto
+
+
+def _check_size(size_hw: tuple[int, int] | None) -> None:
+    if size_hw and min(size_hw) < MIN_SIZE:
+        raise CheckpointError(
+            f"--image-size {size_hw[0]}x{size_hw[1]} is too small, expected at least "
+            f"{MIN_SIZE}x{MIN_SIZE}"
+        )
+
+
+def _at_fixed_size(record: Preprocessing, size_hw: tuple[int, int]) -> Preprocessing:
+    """Returns the preprocessing that ends at a fixed input size.
+
+    A cropping processor keeps its proportion of shorter side to crop; any other squashes.
+    """
+    if record.resize == "shortest_edge" and record.crop_hw:
+        assert record.shortest_edge is not None
+        edge = round(record.shortest_edge * max(size_hw) / min(record.crop_hw))
+        return replace(record, shortest_edge=edge, crop_hw=size_hw)
+    return replace(record, resize="squash", size_hw=size_hw, shortest_edge=None, crop_hw=None)
