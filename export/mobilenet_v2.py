@@ -295,7 +295,7 @@ class Backbone(nn.Module):
             )
         keeps_last = config.finegrained_output and config.depth_multiplier < 1
         last = LAST_CHANNELS if keeps_last else config.scale_channels(LAST_CHANNELS)
-        self.conv_1x1: nn.Module = _backbone_layer(config)(channels[-1], last)
+        self.conv_1x1 = _backbone_layer(config)(channels[-1], last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 320, H/os, W/os): sizes rounded up, os the output stride."""

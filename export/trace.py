@@ -70,6 +70,7 @@ class ExportRequest:
         variant: For weight files without a config.json.
         labels: Class names, and colours where the file has them.
         size_hw: A fixed input size, or None for dynamic height and width.
+        num_classes: How many classes the head must have, where that is known.
         storage: ``fp16`` halves the file; the graph still computes in fp32.
     """
 
@@ -83,6 +84,7 @@ class ExportRequest:
     variant: str | None = None
     labels: Labels | None = None
     size_hw: tuple[int, int] | None = None
+    num_classes: int | None = None
     storage: str = "fp32"
 
 
@@ -131,6 +133,11 @@ def export_model(request: ExportRequest) -> ExportReport:
         variant=request.variant,
         labels=request.labels.names if request.labels else None,
     )
+    if request.num_classes not in (None, config.network.num_labels) and config.class_names:
+        raise CheckpointError(
+            f"{request.source} has {config.network.num_labels} classes, "
+            f"expected {request.num_classes}"
+        )
     preprocessing, reduce_labels, notes = hf_processor.preprocessing(
         hf_config.read_json(folder / "preprocessor_config.json"), weights.family, config.task
     )

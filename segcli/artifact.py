@@ -68,6 +68,8 @@ class Preprocessing:
         )
         if any(not isinstance(n, int) or n < 1 or n > 1 << 16 for n in lengths):
             raise ArtifactError(f"absurd preprocessing size {lengths}")
+        if any(v is not None and len(v) != 3 for v in (self.mean, self.std)):
+            raise ArtifactError("mean and std must have one value for each of R, G and B")
         if self.std is not None and any(s <= 0 for s in self.std):
             raise ArtifactError(f"std must be positive, found {self.std}")
 
@@ -81,11 +83,15 @@ class ModelCard:
         task: What the first output means.
         family: ``segformer`` or ``mobilenet_v2``.
         variant: ``b0`` … ``b5``, or the depth multiplier.
-        class_names: One per channel of ``logits``, in channel order; empty for features.
+        class_names: One per channel of ``logits``, in channel order; empty for features. A
+            segmentation model with one channel and ``sigmoid`` has two: background, then its own.
         palette: One RGB colour per class for segmentation, else empty.
         preprocessing: From image to ``pixel_values``.
         activation: What turns classification logits into scores.
         align_corners: Convention of the bilinear upsampling of segmentation logits.
+        ignore_index: Value that ground truth uses for void.
+        reduce_labels: Ground truth counts classes from 1, 0 is void (ADE20K); predictions
+            never do.
         input_name: Name of the (N, C, H, W) float32 input.
         output_names: Names of the outputs, ``logits`` first where there are logits.
         source: Where the weights came from: hub repository or checkpoint file name.
@@ -110,6 +116,8 @@ class ModelCard:
     preprocessing: Preprocessing
     activation: Activation = "softmax"
     align_corners: bool = False
+    ignore_index: int = 255
+    reduce_labels: bool = False
     input_name: str = "pixel_values"
     output_names: tuple[str, ...] = ("logits",)
     source: str
@@ -137,11 +145,6 @@ class ModelCard:
             )
         if any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in self.palette):
             raise ArtifactError("palette colours must be three values in 0..255")
-
-    @property
-    def num_classes(self) -> int:
-        """Channels of ``logits``."""
-        return len(self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types, the schema number first."""

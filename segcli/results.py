@@ -129,8 +129,7 @@ class Outcome:
             record["width"], record["height"] = self.size_hw[1], self.size_hw[0]
         if self.labels is not None:
             record["labels"] = [
-                {"class_id": i, "name": n, "score": _digits(s)}
-                for i, n, s in self.labels
+                {"class_id": i, "name": n, "score": _digits(s)} for i, n, s in self.labels
             ]
         elif self.error is None:
             record["outputs"] = list(self.outputs)

@@ -1,0 +1,160 @@
+"""``segcli classify``: top-k labels for every image."""
+
+import csv
+import io
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segcli.cli import options as o
+from segcli.errors import ModelNotFound, UsageError
+from segcli.inputs import DEFAULT_EXTENSIONS, check_arguments, open_sources
+
+if TYPE_CHECKING:
+    from segcli.cli.console import Results
+    from segcli.registry import Registry
+    from segcli.results import Outcome
+
+
+def classify(
+    inputs: o.Inputs = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            envvar="SEGCLI_MODEL",
+            metavar="MODEL",
+            show_default="the first classifier on this machine",
+            help="A registry name, or an .onnx file that 'segcli export' wrote.",
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Labels per image.")] = 5,
+    recursive: o.Recursive = False,
+    files_from: o.FilesFrom = None,
+    files0_from: o.Files0From = None,
+    ext: o.Ext = None,
+    max_pixels: o.MaxPixels = 178_956_970,
+    device: o.Device = "auto",
+    workers: o.Workers = None,
+    threads: o.Threads = None,
+    fail_fast: o.FailFast = False,
+    offline: o.Offline = False,
+    registry: o.RegistryFile = None,
+    as_json: o.Json = False,
+    as_jsonl: o.Jsonl = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="path,rank,class_id,label,score with a header.")
+    ] = False,
+    timing: o.Timing = True,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Print the best labels of every image: path, label and score, a line each.
+
+    segcli classify photo.jpg -m mobilenet-v2
+
+    segcli classify photos/ -m mobilenet-v2.onnx -k 1
+
+    segcli classify photos/ -r -m mobilenet-v2 --jsonl | jq -r .labels[0].name
+    """
+    from segcli.cli import console, run
+
+    args = inputs or []
+    talk = console.Talk(quiet=quiet, verbose=verbose)
+    records = run.records_of(json=as_json, jsonl=as_jsonl)
+    if as_csv and records != "text":
+        raise UsageError(f"--csv and --{records} exclude each other")
+    walk = {
+        "recursive": recursive,
+        "extensions": (
+            *DEFAULT_EXTENSIONS,
+            *(e if e.startswith(".") else f".{e}" for e in ext or ()),
+        ),
+        "files_from": files_from,
+        "files0_from": files0_from,
+    }
+    check_arguments(args, **walk)  # type: ignore[arg-type]
+    with console.results() as out:
+        names = run.open_registry(registry)
+        has_list = files_from is not None or files0_from is not None
+        workers, threads = run.default_workers(
+            workers, threads, single=len(args) == 1 and not has_list
+        )
+        loaded = run.open_model(
+            model or _first_on_this_machine(names),
+            "classification",
+            names,
+            talk,
+            device=device,
+            threads=threads,
+            offline=offline,
+        )
+        from segcli.pipeline import RunOptions, classify_images
+
+        outcomes = classify_images(
+            open_sources(args, **walk, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
+            loaded,
+            top_k,
+            RunOptions(workers=workers, max_pixels=max_pixels, fail_fast=fail_fast),
+            stdin=sys.stdin.buffer,
+        )
+        code = run.report(
+            outcomes,
+            out,
+            talk,
+            records=records,
+            timing=timing,
+            provider=loaded.provider,
+            text=_text_writer(out, as_csv=as_csv),
+        )
+    raise typer.Exit(code)
+
+
+def _first_on_this_machine(registry: "Registry") -> str:
+    from segcli.store import locate
+
+    for spec in registry:
+        if spec.task == "classification" and locate(spec):
+            return spec.name
+    raise ModelNotFound(
+        "no classifier is on this machine, and none was named with -m",
+        hint="'segcli classify -m mobilenet-v2 …' fetches and exports one (with the export extra); "
+        "-m FILE.onnx takes one that 'segcli export' wrote",
+    )
+
+
+def _text_writer(out: "Results", *, as_csv: bool) -> Callable[["Outcome"], None]:
+    """Returns what writes one Outcome where no records are asked for."""
+    if as_csv:
+        out.line("path,rank,class_id,label,score")
+        return lambda outcome: _write_csv(outcome, out)
+    if not out.isatty():
+        return lambda outcome: _write_lines(outcome, out)
+    from segcli.cli.console import terminal, visible
+
+    screen = terminal(out)
+
+    def draw(outcome: "Outcome") -> None:
+        if outcome.labels:
+            screen.print(visible(outcome.path))
+            for _, name, score in outcome.labels:
+                screen.print(f"    {score:7.2%}  {name}")
+
+    return draw
+
+
+def _write_lines(outcome: "Outcome", out: "Results") -> None:
+    for _, name, score in outcome.labels or ():
+        out.line(f"{outcome.path}\t{name}\t{score:.6g}")
+
+
+def _write_csv(outcome: "Outcome", out: "Results") -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for rank, (class_id, name, score) in enumerate(outcome.labels or (), 1):
+        writer.writerow([outcome.path, rank, class_id, name, f"{score:.6g}"])
+    out.write(text.getvalue().encode("utf-8", "surrogateescape"))

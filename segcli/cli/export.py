@@ -1,0 +1,184 @@
+"""``segcli export``: a checkpoint into one self-describing .onnx file."""
+
+import re
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segcli.cli import options as o
+from segcli.errors import OutputError, OutputWriteError, UsageError
+
+if TYPE_CHECKING:
+    from segcli.cli.console import Talk
+    from segcli.export.trace import ExportRequest
+    from segcli.registry import Registry
+
+
+class ExportTask(StrEnum):
+    """What the exported graph is for."""
+
+    SEGMENTATION = "segmentation"
+    CLASSIFICATION = "classification"
+    FEATURES = "features"
+
+
+class Storage(StrEnum):
+    """How the weights are stored."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+def export(
+    name: Annotated[str | None, typer.Argument(help="A registry name.", show_default=False)] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ORG/REPO[@REV]",
+            help="A Hugging Face folder, a .safetensors, .bin or .pth file, or a hub id.",
+        ),
+    ] = None,
+    task: Annotated[
+        ExportTask | None, typer.Option(help="Default: what the checkpoint's head is for.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="A fixed input size; default: dynamic.")
+    ] = None,
+    weights: Annotated[
+        Storage, typer.Option(help="Storage of weights; the graph computes in fp32 either way.")
+    ] = Storage.FP32,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIANT", help="b0 … b5 or a depth multiplier, for a file without config.json."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Class names: one a line, JSON, or id,name,r,g,b CSV."),
+    ] = None,
+    card_name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The model's name in its records.")
+    ] = None,
+    license_name: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="TEXT", help="Licence of the weights, for the ModelCard."
+        ),
+    ] = None,
+    offline: o.Offline = False,
+    registry: o.RegistryFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Trace a PyTorch reference model with a checkpoint's weights into one .onnx file.
+
+    segcli export segformer-b2 -o segformer-b2.onnx
+
+    segcli export --checkpoint my-finetune/ -o my.onnx
+
+    segcli export --checkpoint weights.pth --variant b1 --labels names.txt -o my.onnx
+
+    Nothing is written unless the graph reproduces PyTorch's outputs.
+    """
+    from segcli.cli import console, run
+    from segcli.store import require_export
+    from segcli.writers import OutputPlan, check_place, write_atomic
+
+    if (name is None) == (checkpoint is None):
+        raise UsageError("name a registry model or give --checkpoint, one of the two")
+    if output is None:
+        raise UsageError("-o is missing", hint=f"add -o {name or 'model'}.onnx")
+    if Path(output).suffix != ".onnx" or Path(output).is_dir():
+        raise UsageError(f"-o {output!r} does not name a file that ends in .onnx")
+    size_hw = _parse_size(image_size)
+    require_export("'segcli export'")
+    talk = console.Talk(quiet=quiet)
+    names = run.open_registry(registry)
+    request = _request(name, checkpoint, names, talk, offline=offline)
+    # What can be known of the output's place is said before minutes of work, not after.
+    check_place(OutputPlan("file", output, ()))
+    from segcli.export.trace import export_model
+    from segcli.labels import read_labels
+
+    request = replace(
+        request,
+        name=card_name or request.name,
+        license=license_name or request.license,
+        license_note="" if license_name else request.license_note,
+        task=task.value if task else request.task,
+        variant=variant,
+        labels=read_labels(Path(labels)) if labels else None,
+        size_hw=size_hw,
+        storage=weights.value,
+    )
+    report = export_model(request)
+    try:
+        write_atomic(output, report.data)
+    except OutputWriteError as error:
+        raise OutputError(str(error), hint=error.hint) from error
+    for note in report.notes:
+        talk.note(f"note: {note}")
+    card = report.card
+    with console.results() as out:
+        if as_json:
+            console.dump_json(
+                out,
+                {
+                    "path": output,
+                    "sha256": report.sha256,
+                    "bytes": len(report.data),
+                    "parameters": report.parameters,
+                    "notes": report.notes,
+                    "card": card.to_dict(),
+                },
+            )
+            return
+        out.line(output)
+        difference = card.verification["max_rel_diff"]
+        sizes = ", ".join(f"{h}x{w}" for h, w in card.verification["sizes_hw"])
+        out.line(f"sha256 {report.sha256}")
+        out.line(
+            f"max difference to PyTorch {difference:g} of the output's scale "
+            f"(allowed {card.verification['tolerance']:g}), at {sizes}, "
+            f"batch {' and '.join(map(str, card.verification['batches']))}"
+        )
+        if "fp16_max_rel_diff" in card.verification:
+            out.line(f"after rounding weights to fp16 {card.verification['fp16_max_rel_diff']:g}")
+    talk.note(
+        f"{card.family} {card.variant}, {card.task}, {len(card.class_names)} classes, "
+        f"{report.parameters / 1e6:.2f} M parameters, {len(report.data) / 1e6:.1f} MB, "
+        f"licence {card.license}"
+    )
+
+
+def _request(
+    name: str | None, checkpoint: str | None, registry: "Registry", talk: "Talk", *, offline: bool
+) -> "ExportRequest":
+    from segcli import store
+
+    if name is not None:
+        return store.export_request(registry.get(name), offline=offline, tell=talk.note)
+    assert checkpoint is not None
+    return store.checkpoint_request(checkpoint, registry, offline=offline, tell=talk.note)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """Returns (height, width) of ``HxW``.
+
+    Raises:
+        UsageError: It has another form.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise UsageError(f"--image-size {text!r} is not of the form HxW, such as 512x512")
+    return int(match[1]), int(match[2])

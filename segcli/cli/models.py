@@ -1,0 +1,256 @@
+"""``segcli models``: the registry, and what is on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segcli.cli import options as o
+from segcli.errors import ExitCode, ModelError, ModelNotFound
+
+if TYPE_CHECKING:
+    from segcli.cli.console import Results
+    from segcli.registry import ModelSpec
+
+app = typer.Typer(
+    help="The registry, and what is on this machine.",
+    epilog=o.EXIT_CODES,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", show_default=False)]
+
+
+@app.callback()
+def default(context: typer.Context) -> None:
+    """List the models; see the subcommands for more."""
+    if context.invoked_subcommand is None:
+        list_models()
+
+
+@app.command("list")
+def list_models(
+    registry: o.RegistryFile = None, as_json: AsJson = False, debug: o.Debug = False
+) -> None:
+    """List every model: name, task, variant, parameters, figure, where it is, licence.
+
+    segcli models list
+    """
+    from segcli.cli import console, run
+
+    specs = list(run.open_registry(registry))
+    with console.results() as out:
+        if as_json:
+            console.dump_json(out, [_spec_dict(spec) for spec in specs])
+        elif out.isatty():
+            _draw_table(specs, out)
+        else:
+            for spec in specs:
+                out.line("\t".join(_row(spec)))
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(metavar="NAME|FILE", show_default=False)],
+    registry: o.RegistryFile = None,
+    as_json: AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Show a registry entry, or the ModelCard of an .onnx file.
+
+    segcli models show segformer-b2
+
+    segcli models show my.onnx --json
+    """
+    from segcli.artifact import ModelCard
+    from segcli.cli import console, run
+    from segcli.onnx_file import read_metadata
+    from segcli.store import is_path, locate
+
+    shown: dict[str, Any] = {}
+    if is_path(model):
+        path: Path | None = Path(model)
+    else:
+        spec = run.open_registry(registry).get(model)
+        shown |= _spec_dict(spec)
+        path = locate(spec)
+    if path is not None:
+        card = ModelCard.parse(read_metadata(path), str(path))
+        shown |= {"file": str(path), "bytes": path.stat().st_size, "card": card.to_dict()}
+    with console.results() as out:
+        if as_json:
+            console.dump_json(out, shown)
+        else:
+            _write_fields(shown, out)
+
+
+@app.command()
+def pull(
+    names: Names = None,
+    offline: o.Offline = False,
+    registry: o.RegistryFile = None,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Fetch and export models now, for later use without a network.
+
+    segcli models pull segformer-b0 mobilenet-v2
+    """
+    from segcli.cli import console, run
+    from segcli.store import obtain
+
+    talk, known = console.Talk(quiet=quiet), run.open_registry(registry)
+    specs = [known.get(name) for name in _required(names)]
+    with console.results() as out:
+        for spec in specs:
+            out.line(str(obtain(spec.name, known, offline=offline, tell=talk.note)))
+
+
+@app.command("rm")
+def remove_models(
+    names: Names = None, registry: o.RegistryFile = None, debug: o.Debug = False
+) -> None:
+    """Remove models from the cache.
+
+    segcli models rm segformer-b5
+    """
+    from segcli.cli import console, run
+    from segcli.store import cached_path, remove
+
+    known = run.open_registry(registry)
+    specs = [known.get(name) for name in _required(names)]
+    with console.results() as out:
+        for spec in specs:
+            if not remove(spec):
+                raise ModelNotFound(f"{spec.name!r} is not in the cache")
+            out.line(str(cached_path(spec.name)))
+
+
+@app.command()
+def verify(
+    names: Names = None,
+    registry: o.RegistryFile = None,
+    debug: o.Debug = False,
+) -> None:
+    """Compare the models on this machine with their checksums and read their cards.
+
+    segcli models verify
+    """
+    from segcli.artifact import ModelCard
+    from segcli.cli import console, run
+    from segcli.onnx_file import read_metadata
+    from segcli.store import cache_entry, locate, sha256_of
+
+    known = run.open_registry(registry)
+    specs = [known.get(n) for n in names] if names else [s for s in known if locate(s)]
+    failed = False
+    with console.results() as out:
+        for spec in specs:
+            path, entry = locate(spec), cache_entry(spec)
+            if path is None:
+                state = "absent"
+            elif entry is not None and sha256_of(path) != entry.sha256:
+                state = f"damaged: 'segcli models rm {spec.name}' removes it"
+            else:
+                try:
+                    ModelCard.parse(read_metadata(path), str(path))
+                    state = "ok"
+                except ModelError as error:
+                    state = f"damaged: {error}"
+            failed |= state != "ok"
+            out.line(f"{spec.name}\t{state}")
+    if failed:
+        raise typer.Exit(ExitCode.MODEL)
+
+
+def _required(names: list[str] | None) -> list[str]:
+    if not names:
+        raise ModelNotFound("no model named", hint="'segcli models list' shows every name")
+    return names
+
+
+def _place(spec: "ModelSpec") -> str:
+    from segcli.store import locate
+
+    if spec.embedded:
+        return "embedded"
+    return "cached" if locate(spec) else "not here"
+
+
+def _figure(spec: "ModelSpec") -> str:
+    return f"{spec.figures[0].metric} {spec.figures[0].value:g}" if spec.figures else ""
+
+
+def _row(spec: "ModelSpec") -> list[str]:
+    parameters = f"{spec.parameters / 1e6:.2f} M" if spec.parameters else ""
+    return [
+        spec.name,
+        spec.task,
+        spec.dataset,
+        spec.variant,
+        parameters,
+        _figure(spec),
+        _place(spec),
+        spec.license,
+    ]
+
+
+def _draw_table(specs: list["ModelSpec"], out: "Results") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from segcli.cli.console import terminal
+
+    table = Table(box=None, pad_edge=False)
+    for title in (
+        "name",
+        "task",
+        "classes",
+        "variant",
+        "parameters",
+        "published",
+        "here",
+        "licence",
+    ):
+        table.add_column(title, overflow="fold")
+    for spec in specs:
+        table.add_row(*(Text(cell) for cell in _row(spec)))
+    screen = terminal(out)
+    screen.print(table)
+    notes = {spec.license: spec.license_note for spec in specs if spec.license_note}
+    for name, note in notes.items():
+        screen.print(f"\n{name}: {note}")
+
+
+def _spec_dict(spec: "ModelSpec") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    shown = asdict(spec)
+    shown["checkpoint"] = str(spec.checkpoint) if spec.checkpoint else None
+    shown["here"] = _place(spec)
+    return shown
+
+
+def _write_fields(fields: dict[str, Any], out: "Results", indent: str = "") -> None:
+    from segcli.cli.console import visible
+
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            out.line(f"{indent}{key}:")
+            _write_fields(value, out, indent + "  ")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            out.line(f"{indent}{key}:")
+            for item in value:
+                out.line(f"{indent}  " + ", ".join(f"{k} {v}" for k, v in item.items()))
+        elif key == "class_names":
+            out.line(f"{indent}{key}:")
+            for i, name in enumerate(value):
+                out.line(f"{indent}  {i}\t{visible(name)}")
+        elif key == "palette":
+            colors = " ".join("#{:02x}{:02x}{:02x}".format(*color) for color in value)
+            out.line(f"{indent}{key}: {colors}")
+        elif value not in (None, "", (), []):
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            out.line(f"{indent}{key}: {visible(shown)}")

@@ -1,0 +1,135 @@
+"""Options that several commands share, each declared once."""
+
+from typing import Annotated
+
+import typer
+
+EXIT_CODES = (
+    "Exit codes: 0 all done or skipped; 1 some images failed; 2 usage, name collision or no image; "
+    "3 model; 4 device; 5 output cannot be written; 70 bug; 130 interrupted; "
+    "141 reader of stdout went away; 143 terminated."
+)
+
+_INPUT, _RUN, _TALK = "Inputs", "Running", "Talking"
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUTS...",
+        help="Image files, folders, or - for one image on stdin.",
+        show_default=False,
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("-r", "--recursive", help="Descend into folders.", rich_help_panel=_INPUT)
+]
+FilesFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="List of images, one a line; - is stdin.", metavar="FILE", rich_help_panel=_INPUT
+    ),
+]
+Files0From = Annotated[
+    str | None,
+    typer.Option(
+        "--files0-from",
+        help="List of images, each ended by NUL; - is stdin.",
+        metavar="FILE",
+        rich_help_panel=_INPUT,
+    ),
+]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        help="Entries of a list keep their place below this folder.",
+        metavar="DIR",
+        rich_help_panel=_INPUT,
+    ),
+]
+Ext = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A further suffix that counts as an image inside a folder.",
+        metavar="SUFFIX",
+        rich_help_panel=_INPUT,
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(help="Refuse larger images.", min=1, rich_help_panel=_INPUT),
+]
+
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="SEGCLI_DEVICE",
+        rich_help_panel=_RUN,
+        metavar="DEVICE",
+        help="auto, cpu, cuda[:N], tensorrt[:N] …; only auto may fall back to the CPU.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        rich_help_panel=_RUN,
+        show_default="one per usable core",
+        help="Images worked on at once, around one session.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        rich_help_panel=_RUN,
+        show_default="usable cores / workers",
+        help="Threads within one image's run.",
+    ),
+]
+FailFast = Annotated[
+    bool, typer.Option(help="Stop at the first image that fails.", rich_help_panel=_RUN)
+]
+Offline = Annotated[
+    bool,
+    typer.Option(envvar="SEGCLI_OFFLINE", help="Never use the network.", rich_help_panel=_RUN),
+]
+RegistryFile = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        envvar="SEGCLI_REGISTRY",
+        metavar="FILE",
+        rich_help_panel=_RUN,
+        help="A file of your own models, in the form of models.yaml.",
+    ),
+]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON array on stdout.", rich_help_panel=_TALK)
+]
+Jsonl = Annotated[
+    bool,
+    typer.Option(
+        "--jsonl",
+        help="One JSON object a line, as soon as each image is done.",
+        rich_help_panel=_TALK,
+    ),
+]
+Timing = Annotated[
+    bool,
+    typer.Option(
+        "--timing/--no-timing",
+        rich_help_panel=_TALK,
+        help="Keep elapsed_ms in records; without, two runs diff empty.",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Errors only on stderr.", rich_help_panel=_TALK)
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="A line per image.", rich_help_panel=_TALK)
+]
+Debug = Annotated[
+    bool,
+    typer.Option(envvar="SEGCLI_DEBUG", help="Tracebacks of errors.", rich_help_panel=_TALK),
+]

@@ -1,0 +1,167 @@
+"""What ``segment`` and ``classify`` share: opening a model, and telling Outcomes to the streams."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from segcli.cli.console import Results, Talk
+from segcli.errors import ExitCode, UsageError
+from segcli.registry import Registry, load_registry
+
+if TYPE_CHECKING:
+    from segcli.artifact import Task
+    from segcli.model import Model
+    from segcli.results import Outcome
+
+Records = Literal["text", "json", "jsonl"]
+
+_COMMANDS = {"segmentation": "segment", "classification": "classify", "features": "embed"}
+
+
+def records_of(*, json: bool, jsonl: bool) -> Records:
+    """Returns how records are written.
+
+    Raises:
+        UsageError: Both were asked for.
+    """
+    if json and jsonl:
+        raise UsageError("--json and --jsonl exclude each other")
+    return "json" if json else "jsonl" if jsonl else "text"
+
+
+def open_registry(path: str | None) -> Registry:
+    """Returns the built-in registry with a user's file added."""
+    return load_registry(Path(path) if path else None)
+
+
+def open_model(
+    name: str,
+    task: "Task",
+    registry: Registry,
+    talk: Talk,
+    *,
+    device: str,
+    threads: int | None,
+    offline: bool,
+) -> "Model":
+    """Loads a model for one task.
+
+    Raises:
+        ModelError: It cannot be had.
+        DeviceError: The device cannot be had.
+        UsageError: It is a model for another task.
+    """
+    # Before anything is fetched or loaded.
+    if name in registry:
+        check_task(registry.get(name).task, task, name)
+    from segcli.model import Model
+    from segcli.store import obtain
+
+    path = obtain(name, registry, offline=offline, tell=talk.note)
+    model = Model(path, device=device, threads=threads)
+    check_task(model.card.task, task, name)
+    if model.session.fallback:
+        talk.note(f"warning: {model.session.fallback}")
+    talk.detail(
+        f"{model.card.name} on {model.provider}, {model.session.threads} threads a run, "
+        f"weights under {model.card.license}"
+    )
+    return model
+
+
+def check_task(found: str, wanted: str, name: str) -> None:
+    """Raises UsageError, naming the right command, where a model is for another task."""
+    if found != wanted:
+        raise UsageError(
+            f"{name!r} is a {found} model", hint=f"use 'segcli {_COMMANDS[found]}' with it"
+        )
+
+
+def default_workers(workers: int | None, threads: int | None, *, single: bool) -> tuple[int, int]:
+    """Returns (workers, threads): one thread a worker for many images, all threads for one."""
+    from segcli.session import usable_cores
+
+    cores = usable_cores()
+    if workers is None:
+        workers = 1 if single else max(1, cores // (threads or 1))
+    return workers, threads or max(1, cores // workers)
+
+
+def report(
+    outcomes: Iterable["Outcome"],
+    out: Results,
+    talk: Talk,
+    *,
+    records: Records,
+    timing: bool,
+    provider: str,
+    text: Callable[["Outcome"], None],
+) -> ExitCode:
+    """Writes every Outcome as it comes and returns the run's exit code.
+
+    Args:
+        outcomes: In input order.
+        out: Takes the results.
+        talk: Takes errors, details and the summary.
+        records: How results are written.
+        timing: Keeps ``elapsed_ms`` in records.
+        provider: For the summary.
+        text: Writes one Outcome where records are ``text``.
+    """
+    start = time.perf_counter()
+    counts = {"ok": 0, "skipped": 0, "error": 0}
+    with _progress(talk, out) as advance:
+        for outcome in outcomes:
+            counts[outcome.status] += 1
+            advance(counts)
+            if records == "text":
+                text(outcome)
+            elif records == "jsonl":
+                out.line(outcome.to_json(timing=timing))
+            else:
+                opening = "[\n" if sum(counts.values()) == 1 else ",\n"
+                out.write((opening + outcome.to_json(timing=timing)).encode())
+            if outcome.error:
+                talk.image_error(str(outcome.error))
+                if outcome.error.hint:
+                    talk.detail(f"hint: {outcome.error.hint}")
+            else:
+                talk.detail(f"{outcome.path}: {outcome.status}, {outcome.elapsed_ms or 0:.0f} ms")
+    if records == "json":
+        out.write(b"\n]\n" if sum(counts.values()) else b"[]\n")
+    talk.hidden_errors()
+    seconds = time.perf_counter() - start
+    done = sum(counts.values())
+    if done > 1 or talk.verbose:
+        parts = [f"{counts['ok']} done"]
+        parts += [
+            f"{counts[k]} {w}"
+            for k, w in (("skipped", "skipped"), ("error", "failed"))
+            if counts[k]
+        ]
+        talk.note(
+            f"{done} image{'s' if done != 1 else ''}: {', '.join(parts)} in {seconds:.1f} s "
+            f"({done / max(seconds, 1e-9):.1f} images/s) on {provider}"
+        )
+    return ExitCode.SOME_FAILED if counts["error"] else ExitCode.OK
+
+
+@contextlib.contextmanager
+def _progress(talk: Talk, out: Results) -> Iterator[Callable[[dict[str, int]], None]]:
+    # A bar and lines in one terminal would tear each other apart.
+    if talk.quiet or talk.verbose or out.isatty() or not sys.stderr.isatty():
+        yield lambda counts: None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    with Status("starting", console=Console(stderr=True, highlight=False, markup=False)) as status:
+
+        def advance(counts: dict[str, int]) -> None:
+            failed = f", {counts['error']} failed" if counts["error"] else ""
+            status.update(f"{sum(counts.values())} images{failed}")
+
+        yield advance

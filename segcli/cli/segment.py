@@ -1,0 +1,222 @@
+"""``segcli segment``: a mask for every image."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segcli.cli import options as o
+from segcli.errors import UsageError
+from segcli.inputs import DEFAULT_EXTENSIONS, check_arguments, open_sources
+from segcli.writers import Claims, Format, OutputPlan, check_place, plan_output
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+    from segcli.cli.console import Results
+    from segcli.model import Model
+    from segcli.results import Outcome
+
+DEFAULT_MODEL = "segformer-b0-camvid"
+
+
+def segment(
+    inputs: o.Inputs = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "-m",
+            "--model",
+            envvar="SEGCLI_MODEL",
+            metavar="MODEL",
+            help="A registry name, or an .onnx file that 'segcli export' wrote.",
+        ),
+    ] = DEFAULT_MODEL,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            show_default="the current folder",
+            help="A file for one image, a folder for several, - for stdout.",
+        ),
+    ] = None,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option(
+            "-f",
+            "--format",
+            show_default="mask",
+            help="mask: pixel value = class id; color: RGB; overlay: blended. Repeatable.",
+        ),
+    ] = None,
+    opacity: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the class color in an overlay.")
+    ] = 0.5,
+    legend: Annotated[
+        bool, typer.Option("--legend", help="Add names, colors and shares to color and overlay.")
+    ] = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Keep only these classes, by name or id; in a mask "
+            "the others become 255 (65535 above 255 classes).",
+        ),
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave images whose outputs are there.")
+    ] = False,
+    no_clobber: Annotated[
+        bool, typer.Option("--no-clobber", help="An output that exists is that image's error.")
+    ] = False,
+    recursive: o.Recursive = False,
+    files_from: o.FilesFrom = None,
+    files0_from: o.Files0From = None,
+    root: o.Root = None,
+    ext: o.Ext = None,
+    max_pixels: o.MaxPixels = 178_956_970,
+    device: o.Device = "auto",
+    workers: o.Workers = None,
+    threads: o.Threads = None,
+    fail_fast: o.FailFast = False,
+    offline: o.Offline = False,
+    registry: o.RegistryFile = None,
+    as_json: o.Json = False,
+    as_jsonl: o.Jsonl = False,
+    timing: o.Timing = True,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a mask for every image.
+
+    segcli segment street.jpg -o street.png
+
+    segcli segment photos/ -r -o masks/ -f mask -f overlay --legend
+
+    find . -name '*.jpg' -print0 | segcli segment --files0-from - -o masks/ --jsonl
+    """
+    from segcli.cli import console, run
+
+    args = inputs or []
+    talk = console.Talk(quiet=quiet, verbose=verbose)
+    records = run.records_of(json=as_json, jsonl=as_jsonl)
+    if skip_existing and no_clobber:
+        raise UsageError("--skip-existing and --no-clobber exclude each other")
+    has_list = files_from is not None or files0_from is not None
+    plan = plan_output(output, formats or [Format.MASK], args, has_list=has_list)
+    if plan.kind == "stdout" and records != "text":
+        raise UsageError(f"-o - and --{records} both want stdout")
+    extensions = (*DEFAULT_EXTENSIONS, *(e if e.startswith(".") else f".{e}" for e in ext or ()))
+    walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
+    lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
+    check_arguments(args, **walk, **lists)  # type: ignore[arg-type]
+    claims = Claims()
+    claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
+    check_place(plan)
+    with console.results() as out:
+        if plan.kind == "stdout" and out.isatty():
+            raise UsageError(
+                "the output is an image and stdout is a terminal", hint="redirect it or use -o FILE"
+            )
+        single = len(args) == 1 and plan.kind != "folder" and not has_list
+        workers, threads = run.default_workers(workers, threads, single=single)
+        loaded = run.open_model(
+            model,
+            "segmentation",
+            run.open_registry(registry),
+            talk,
+            device=device,
+            threads=threads,
+            offline=offline,
+        )
+        from segcli.pipeline import RunOptions, SegmentOptions, segment_images
+
+        outcomes = segment_images(
+            open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
+            loaded,
+            claims,
+            SegmentOptions(
+                plan=plan,
+                opacity=opacity,
+                visible=None if classes is None else parse_classes(classes, loaded),
+                legend=legend,
+                skip_existing=skip_existing,
+                no_clobber=no_clobber,
+            ),
+            RunOptions(workers=workers, max_pixels=max_pixels, fail_fast=fail_fast),
+            stdin=sys.stdin.buffer,
+            write_stdout=out.write,
+        )
+        code = run.report(
+            outcomes,
+            out,
+            talk,
+            records=records,
+            timing=timing,
+            provider=loaded.provider,
+            text=_text_writer(out, plan),
+        )
+    raise typer.Exit(code)
+
+
+def parse_classes(text: str, model: "Model") -> frozenset[int]:
+    """Returns the ids of a comma-separated list of class names or ids.
+
+    Raises:
+        UsageError: The model has no such class.
+    """
+    names = model.card.class_names
+    by_name = {name.casefold(): i for i, name in reversed(list(enumerate(names)))}
+    chosen = set()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        if item.casefold() in by_name:
+            chosen.add(by_name[item.casefold()])
+        elif item.isdecimal() and int(item) < len(names):
+            chosen.add(int(item))
+        else:
+            from difflib import get_close_matches
+
+            near = get_close_matches(item.casefold(), by_name, n=3, cutoff=0.0)
+            raise UsageError(
+                f"{model.card.name} has no class {item!r}; the nearest are {', '.join(near)}",
+                hint=f"'segcli models show {model.card.name}' lists them all",
+            )
+    if not chosen:
+        raise UsageError("--classes is empty")
+    return frozenset(chosen)
+
+
+def _text_writer(out: "Results", plan: OutputPlan) -> Callable[["Outcome"], None]:
+    """Returns what writes one Outcome where no records are asked for."""
+    if plan.kind == "stdout":
+        # The picture itself is what goes to stdout.
+        return lambda outcome: None
+    if not out.isatty():
+        return lambda outcome: _write_paths(outcome, out)
+    from segcli.cli.console import terminal
+
+    screen = terminal(out)
+    return lambda outcome: _draw(outcome, screen)
+
+
+def _write_paths(outcome: "Outcome", out: "Results") -> None:
+    if outcome.status == "ok":
+        for path in outcome.outputs:
+            out.line(path)
+
+
+def _draw(outcome: "Outcome", screen: "RichConsole") -> None:
+    """Draws the files, and what is in them, for people."""
+    from segcli.cli.console import visible
+
+    if outcome.status == "error":
+        return
+    targets = ", ".join(visible(path) for path in outcome.outputs)
+    screen.print(f"{visible(outcome.path)} -> {targets}")
+    if outcome.classes:
+        shown = ", ".join(f"{c.name} {c.fraction:.0%}" for c in outcome.classes[:5])
+        screen.print(f"    {shown}")

@@ -1,0 +1,299 @@
+"""Bytes to (H, W, 3) uint8 RGB and back; the only room that knows image files.
+
+Pillow decodes everything, by its plugin classes and an allow-list of formats (JPEG, PNG, WebP,
+TIFF, BMP, GIF, PPM), chosen by content and never by suffix; EPS, PS, WMF and other formats that
+start programs or draw are out of reach. What a file becomes:
+
+- EXIF orientation 1 to 8 is applied (from EXIF, TIFF tag or XMP); a damaged one counts as 1.
+- Grey is replicated to three channels; 1-bit is 0 or 255.
+- Transparency (RGBA, grey with alpha, a palette's or a colour key's) is composited on white:
+  round((c * a + 255 * (255 - a)) / 255).
+- 16 bits per channel keep their high byte, grey and colour alike. 32-bit and floating-point
+  samples have no range of their own and are refused.
+- CMYK and YCCK become RGB by Pillow's rule, Adobe's inverted values undone; ICC profiles are
+  ignored, as the models' own processors ignore them.
+- Animations and multi-page files give their first frame.
+- A file cut short is an error even where the format lets a decoder fill the rest with grey.
+
+Two of Pillow's process-wide settings would break these rules, so decoding moves them, to the safe
+side and for good: LOAD_TRUNCATED_IMAGES goes off, and MAX_IMAGE_PIXELS is raised to our own limit
+where it is lower, which ``decode_image`` checks itself before any pixel is decoded.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from segcli import __version__
+from segcli.errors import ImageDecodeError, ImageMissing, ImageTooLarge
+
+DEFAULT_MAX_PIXELS = 178_956_970
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SOFTWARE = f"segcli {__version__}"
+_ORIENTATION_TAG = 0x0112
+_HEAD_BYTES = 1024
+
+_FORMATS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    ("PNG", re.compile(re.escape(_PNG_SIGNATURE)), PngImageFile),
+    ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+    ("BMP", re.compile(rb"BM"), BmpImageFile),
+    ("GIF", re.compile(rb"GIF8[79]a"), GifImageFile),
+    ("PPM", re.compile(rb"P[1-6]\s"), PpmImageFile),
+)
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns a file's content.
+
+    Raises:
+        ImageMissing: There is no such file, it is a folder, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ImageMissing(f"cannot read {path!r}: no such file") from error
+    except IsADirectoryError as error:
+        raise ImageMissing(f"cannot read {path!r}: it is a folder") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageMissing(f"cannot read {path!r}: {_lower_first(reason)}") from error
+
+
+def decode_image(
+    data: bytes, path: str, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Decodes one image by the rules of the module docstring.
+
+    Args:
+        data: The encoded file.
+        path: Where it came from, for messages.
+        max_pixels: Refuse images with more pixels than this, from their header.
+
+    Returns:
+        (H, W, 3) uint8 RGB after orientation; it may be read-only.
+
+    Raises:
+        ImageDecodeError: The bytes are not a complete image of a supported format.
+        ImageTooLarge: The image has more than ``max_pixels`` pixels.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    name, plugin = _sniff(data, path)
+    try:
+        # Not Image.open: that compares with Pillow's limit, and warns, before ours is asked.
+        with plugin(io.BytesIO(data)) as image:
+            _check_size(image.size, max_pixels, path)
+            image.load()
+            _check_whole(name, data, path)
+            return _to_rgb(image, path)
+    except (ImageDecodeError, ImageTooLarge):
+        raise
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise _too_large(path, "its pixels do not fit in memory") from error
+    # On damaged files Pillow raises SyntaxError, OSError, struct.error, TypeError and more.
+    except Exception as error:
+        reason = _lower_first(str(error).rstrip(".")) or type(error).__name__
+        if _is_cut(name, data) or "truncated" in reason:
+            raise _truncated(name, data, path) from error
+        raise ImageDecodeError(f"cannot decode {path!r}: damaged {name} ({reason})") from error
+
+
+def encode_png_rgb(image: npt.NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
+    """Encodes colours as PNG.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, or (H, W, 4) RGBA.
+        text: Entries beside ``Software``.
+    """
+    return _encode_png(Image.fromarray(image), text)
+
+
+def encode_palette_png(
+    class_map: npt.NDArray[np.uint8],
+    palette: npt.NDArray[np.uint8],
+    text: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encodes class ids as a palette PNG: the pixel value is the id, and it looks coloured.
+
+    Args:
+        class_map: (H, W) uint8.
+        palette: (K, 3) uint8 RGB, K <= 256; ids from K on are black.
+        text: Entries beside ``Software``.
+    """
+    image = Image.fromarray(class_map)
+    # Always 256 entries: Pillow packs shorter palettes into 1, 2 or 4 bits and then
+    # loses every id beyond them.
+    image.putpalette(palette.tobytes().ljust(768, b"\0"))
+    return _encode_png(image, text)
+
+
+def encode_gray16_png(
+    values: npt.NDArray[np.uint16], text: Mapping[str, str] | None = None
+) -> bytes:
+    """Encodes one 16-bit channel as grey PNG.
+
+    Args:
+        values: (H, W) uint16.
+        text: Entries beside ``Software``.
+    """
+    return _encode_png(Image.fromarray(values), text)
+
+
+def encode_jpeg(image: npt.NDArray[np.uint8], quality: int = 90) -> bytes:
+    """Encodes (H, W, 3) uint8 RGB as baseline JPEG, ``quality`` in 1..100."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def is_segcli_png(source: bytes | str) -> bool:
+    """Tells whether a PNG names segcli as its software.
+
+    Args:
+        source: A path, or a file's first kilobyte. Of a path no more is read; one that
+            cannot be read is not ours.
+    """
+    if isinstance(source, bytes):
+        head = source[:_HEAD_BYTES]
+    else:
+        try:
+            with Path(source).open("rb") as file:
+                head = file.read(_HEAD_BYTES)
+        except (OSError, ValueError):
+            return False
+    if not head.startswith(_PNG_SIGNATURE):
+        return False
+    start = len(_PNG_SIGNATURE)
+    while start + 8 <= len(head):
+        length = int.from_bytes(head[start : start + 4])
+        kind = head[start + 4 : start + 8]
+        if kind == b"tEXt" and head.startswith(b"Software\0segcli ", start + 8):
+            return True
+        if kind == b"IDAT":
+            return False
+        start += 12 + length
+    return False
+
+
+def _sniff(data: bytes, path: str) -> tuple[str, type[ImageFile.ImageFile]]:
+    if not data:
+        raise ImageDecodeError(f"cannot decode {path!r}: the file is empty")
+    for name, magic, plugin in _FORMATS:
+        if magic.match(data):
+            return name, plugin
+    raise ImageDecodeError(
+        f"cannot decode {path!r}: not an image: starts with {data[:12]!r}",
+        hint=f"supported formats: {', '.join(name for name, _, _ in _FORMATS)}",
+    )
+
+
+def _check_size(size_wh: tuple[int, int], max_pixels: int, path: str) -> None:
+    width, height = size_wh
+    if width * height > max_pixels:
+        raise _too_large(path, f"{width}x{height} is {width * height} pixels, limit {max_pixels}")
+
+
+def _too_large(path: str, reason: str) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"{path!r} is too large: {reason}",
+        hint="scale the image down, or raise --max-pixels",
+    )
+
+
+def _to_rgb(image: ImageFile.ImageFile, path: str) -> npt.NDArray[np.uint8]:
+    orientation = _orientation(image)
+    oriented = (
+        image.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else image
+    )
+    # Pillow reads 16-bit PPM as "I", the mode it also has for 32 bits.
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        values = np.asarray(oriented)
+        grey = (values >> 8).astype(np.uint8)
+        if (key := image.info.get("transparency")) is not None:
+            grey[values == key] = 255
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageDecodeError(
+            f"cannot decode {path!r}: {image.format} with 32-bit or floating-point samples",
+            hint="convert it to 8 or 16 bits per channel",
+        )
+    if oriented.has_transparency_data:
+        rgba = oriented.convert("RGBA")
+        oriented = Image.new("RGB", rgba.size, "white")
+        oriented.paste(rgba, mask=rgba)
+    elif image.mode != "RGB":
+        oriented = oriented.convert("RGB")
+    return np.asarray(oriented)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    # After load(): by then Pillow has turned a TIFF itself and dropped the tag.
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata does not spoil the pixels
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _is_cut(name: str, data: bytes) -> bool:
+    """Tells whether the end that every whole file of the format has is missing."""
+    if name == "JPEG":
+        return data.rfind(b"\xff\xd9") < 0
+    if name == "PNG":
+        return data.rfind(b"IEND") < 0
+    if name == "WebP":
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    return False
+
+
+def _check_whole(name: str, data: bytes, path: str) -> None:
+    # Pillow is content without a PNG's end where the pixels are whole.
+    if _is_cut(name, data):
+        raise _truncated(name, data, path)
+
+
+def _truncated(name: str, data: bytes, path: str) -> ImageDecodeError:
+    return ImageDecodeError(f"cannot decode {path!r}: truncated {name} ({len(data)} bytes)")
+
+
+def _encode_png(image: Image.Image, text: Mapping[str, str] | None) -> bytes:
+    info = PngInfo()
+    # First, so that is_segcli_png finds it whatever else is written.
+    info.add_text("Software", _SOFTWARE)
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    # Run-length matching suits class maps: as small as zlib's default, in a third of the time.
+    image.save(buffer, "PNG", pnginfo=info, compress_type=zlib.Z_RLE)
+    return buffer.getvalue()
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,143 @@
+"""One call from an image to its answer: preprocess, session, postprocess.
+
+``load()`` is the Python API; the command line uses the same object.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segcli import image_io
+from segcli.artifact import ModelCard
+from segcli.errors import InferenceError, UsageError
+from segcli.onnx_file import read_metadata
+from segcli.postprocess import argmax_class_map, scores, top_k
+from segcli.preprocess import preprocess
+from segcli.registry import load_registry
+from segcli.results import Classification, Label, Segmentation
+from segcli.session import Session
+from segcli.store import Tell, obtain
+
+
+class Model:
+    """A loaded model: call it with an image.
+
+    Args:
+        path: An .onnx file that ``segcli export`` wrote.
+        device: ``auto``, ``cpu``, ``cuda[:N]`` …; anything but ``auto`` is that or an error.
+        threads: Threads within one operator; None takes the cores this process may use.
+
+    Attributes:
+        card: What the file says of itself.
+        session: The ONNX Runtime session.
+
+    Raises:
+        ModelError: The file is missing, damaged, or does not describe itself.
+        DeviceError: The device is not to be had.
+    """
+
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+        self.card = ModelCard.parse(read_metadata(path), str(path))
+        self.session = Session(path, device=device, threads=threads)
+        self._palette = np.array(self.card.palette, np.uint8).reshape(-1, 3)
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the provider that is active."""
+        return self.session.provider
+
+    def __call__(
+        self, image: npt.NDArray[np.uint8] | str | os.PathLike[str]
+    ) -> Segmentation | Classification:
+        """Answers for one image; safe to call from several threads.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or the path of an image file.
+
+        Raises:
+            ImageError: The image cannot be read or the model failed on it.
+            UsageError: The array is no RGB image, or the model gives features only.
+        """
+        if isinstance(image, str | os.PathLike):
+            path = os.fspath(image)
+            image = image_io.decode_image(image_io.read_bytes(path), path)
+        _check_image(image)
+        size_hw = (image.shape[0], image.shape[1])
+        logits = self._logits(image)
+        if self.card.task == "segmentation":
+            if self.card.activation == "sigmoid" and len(logits) == 1:
+                # One logit is foreground against nothing: above zero means p > 1/2.
+                logits = np.concatenate([np.zeros_like(logits), logits])
+            self._check_classes(len(logits))
+            class_map = argmax_class_map(logits, size_hw, align_corners=self.card.align_corners)
+            return Segmentation(
+                class_map, self.card.class_names, self._palette, image, self.provider
+            )
+        self._check_classes(len(logits))
+        values = scores(logits, self.card.activation)
+        labels = [
+            Label(i, self.card.class_names[i], score) for i, score in top_k(values, len(values))
+        ]
+        return Classification(labels, size_hw, self.provider)
+
+    def _logits(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if self.card.task == "features":
+            raise UsageError(f"{self.card.name!r} gives features, no classes")
+        pixel_values = preprocess(image, self.card.preprocessing)
+        fixed = self.session.input_hw
+        if fixed and pixel_values.shape[2:] != fixed:
+            raise InferenceError(
+                f"the model takes {fixed[0]}x{fixed[1]} only, its own preprocessing gives "
+                f"{pixel_values.shape[2]}x{pixel_values.shape[3]} for this image"
+            )
+        logits: npt.NDArray[Any] = self.session.run(pixel_values)[0][0]
+        rank = 3 if self.card.task == "segmentation" else 1
+        if logits.ndim != rank:
+            raise InferenceError(
+                f"the model's logits have shape {logits.shape}, expected {rank} dimensions"
+            )
+        return logits
+
+    def _check_classes(self, found: int) -> None:
+        if found != len(self.card.class_names):
+            raise InferenceError(
+                f"the model gives {found} classes, its card names {len(self.card.class_names)}"
+            )
+
+
+def load(
+    model: str | os.PathLike[str] = "segformer-b0-camvid",
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+    registry: str | os.PathLike[str] | None = None,
+    tell: Tell = lambda _: None,
+) -> Model:
+    """Returns a model by registry name or path; a name is fetched and exported on first use.
+
+    Args:
+        model: ``segformer-b2`` and the like, or the path of an .onnx file.
+        device: ``auto``, ``cpu``, ``cuda[:N]`` …; anything but ``auto`` is that or an error.
+        threads: Threads within one operator; None takes the cores this process may use.
+        offline: Forbids the network.
+        registry: A file of further names.
+        tell: Is given one line before anything is fetched.
+
+    Raises:
+        ModelError: The model is unknown, missing, damaged or cannot be fetched.
+        DeviceError: The device is not to be had.
+    """
+    names = load_registry(Path(registry) if registry is not None else None)
+    path = obtain(os.fspath(model), names, offline=offline, tell=tell)
+    return Model(path, device=device, threads=threads)
+
+
+def _check_image(image: npt.NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise UsageError(
+            f"an image of shape {image.shape} and dtype {image.dtype}, expected (H, W, 3) uint8 RGB"
+        )

@@ -1,0 +1,230 @@
+"""Sources -> Outcomes, in input order, with a bounded number under way.
+
+Each worker takes one image through its whole life (read, decode, run, encode, write), so decoding
+one overlaps with running another; ONNX Runtime, Pillow, zlib and file I/O release the GIL. An image
+that fails is an Outcome like any other.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from segcli import image_io, render
+from segcli.errors import ImageError
+from segcli.inputs import Source
+from segcli.model import Model
+from segcli.results import Classification, Outcome, Segmentation
+from segcli.writers import Claims, Format, OutputPlan, all_exist, sweep_parts, write_atomic
+
+# Enough that no worker waits for the head of the line, little enough that memory stays flat.
+_QUEUED_PER_WORKER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What applies to every image of a run.
+
+    Attributes:
+        workers: Threads that share the session.
+        max_pixels: Images with more are refused.
+        fail_fast: Stops after the first image that failed.
+    """
+
+    workers: int = 1
+    max_pixels: int = image_io.DEFAULT_MAX_PIXELS
+    fail_fast: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """What ``segment`` writes.
+
+    Attributes:
+        plan: Names the outputs.
+        opacity: Share of the class colour in an overlay, in [0, 1].
+        visible: The class ids to keep, None for all.
+        legend: Adds names, colours and shares to ``color`` and ``overlay``.
+        skip_existing: Leaves an image whose outputs are all there.
+        no_clobber: Makes an existing output that image's error.
+    """
+
+    plan: OutputPlan
+    opacity: float = 0.5
+    visible: frozenset[int] | None = None
+    legend: bool = False
+    skip_existing: bool = False
+    no_clobber: bool = False
+
+
+def segment_images(
+    sources: Iterable[Source],
+    model: Model,
+    claims: Claims,
+    options: SegmentOptions,
+    run: RunOptions,
+    *,
+    stdin: BinaryIO,
+    write_stdout: Callable[[bytes], object],
+) -> Iterator[Outcome]:
+    """Yields one Outcome per source, in order, its files written.
+
+    Args:
+        sources: The inputs; taken only as fast as they are worked on.
+        model: A segmentation model.
+        claims: Which input writes which file.
+        options: What to write.
+        run: How to run.
+        stdin: Read for the source ``-``.
+        write_stdout: Takes the bytes of ``-o -``.
+    """
+    swept: set[str] = set()
+
+    def prepare(source: Source) -> Callable[[Outcome], Outcome]:
+        # In order and before any work: who writes a file is not decided by who is faster.
+        targets = options.plan.targets(source)
+        to_stdout = options.plan.kind == "stdout"
+        if not to_stdout:
+            claims.claim(source, targets)
+            if options.skip_existing and all_exist(targets):
+                return lambda blank: replace(blank, status="skipped", outputs=targets)
+
+            for folder in {os.path.dirname(t) for t in targets} - swept:  # noqa: PTH120
+                sweep_parts(folder)
+                swept.add(folder)
+
+        def work(blank: Outcome) -> Outcome:
+            image = _read(source, run.max_pixels, stdin)
+            result = model(image)
+            assert isinstance(result, Segmentation)
+            for format_, target in zip(options.plan.formats, targets, strict=True):
+                data = _encode(result, format_, target, model, options)
+                if to_stdout:
+                    write_stdout(data)
+                else:
+                    write_atomic(target, data, replace=not options.no_clobber)
+            shown = result.classes
+            if options.visible is not None:
+                shown = [c for c in shown if c.class_id in options.visible]
+            size_hw = (image.shape[0], image.shape[1])
+            return replace(blank, outputs=targets, size_hw=size_hw, classes=shown)
+
+        return work
+
+    return _run(sources, model, prepare, run)
+
+
+def classify_images(
+    sources: Iterable[Source], model: Model, k: int, run: RunOptions, *, stdin: BinaryIO
+) -> Iterator[Outcome]:
+    """Yields one Outcome per source, in order, with its ``k`` best labels."""
+
+    def prepare(source: Source) -> Callable[[Outcome], Outcome]:
+        def work(blank: Outcome) -> Outcome:
+            result = model(_read(source, run.max_pixels, stdin))
+            assert isinstance(result, Classification)
+            return replace(blank, labels=result.labels[:k], size_hw=result.size_hw)
+
+        return work
+
+    return _run(sources, model, prepare, run)
+
+
+def _run(
+    sources: Iterable[Source],
+    model: Model,
+    prepare: Callable[[Source], Callable[[Outcome], Outcome]],
+    run: RunOptions,
+) -> Iterator[Outcome]:
+    def attempt(source: Source, work: Callable[[Outcome], Outcome]) -> Outcome:
+        start = time.perf_counter()
+        blank = Outcome(source.path, "ok", model.card.name, model.provider)
+        try:
+            outcome = work(blank)
+        except ImageError as error:
+            outcome = replace(blank, status="error", error=error)
+        return replace(outcome, elapsed_ms=(time.perf_counter() - start) * 1e3)
+
+    def failed(source: Source, error: ImageError) -> Outcome:
+        return Outcome(source.path, "error", model.card.name, model.provider, error=error)
+
+    with ThreadPoolExecutor(run.workers, thread_name_prefix="segcli") as pool:
+        queue: deque[Future[Outcome] | Outcome] = deque()
+        try:
+            for source in sources:
+                try:
+                    queue.append(pool.submit(attempt, source, prepare(source)))
+                except ImageError as error:
+                    queue.append(failed(source, error))
+                if len(queue) > run.workers * _QUEUED_PER_WORKER:
+                    outcome = _result(queue.popleft())
+                    yield outcome
+                    if outcome.error and run.fail_fast:
+                        return
+            while queue:
+                outcome = _result(queue.popleft())
+                yield outcome
+                if outcome.error and run.fail_fast:
+                    return
+        finally:
+            # On an error, a closed generator or Ctrl-C: what has not begun does not begin.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(item: "Future[Outcome] | Outcome") -> Outcome:
+    return item if isinstance(item, Outcome) else item.result()
+
+
+def _read(source: Source, max_pixels: int, stdin: BinaryIO) -> npt.NDArray[np.uint8]:
+    data = stdin.read() if source.origin == "stdin" else image_io.read_bytes(source.path)
+    return image_io.decode_image(data, source.path, max_pixels=max_pixels)
+
+
+def _encode(
+    result: Segmentation, format_: Format, target: str, model: Model, options: SegmentOptions
+) -> bytes:
+    text = {"Model": model.card.name, "Weights": model.card.weights_sha256}
+    if format_ is Format.MASK:
+        return _encode_mask(result, options.visible, text)
+    if format_ is Format.COLOR:
+        picture = render.colorize(result.class_map, result.palette, options.visible)
+    else:
+        picture = render.overlay(
+            result.image, result.class_map, result.palette, options.opacity, options.visible
+        )
+    if options.legend:
+        picture = render.with_legend(picture, _legend(result, options.visible))
+    if format_ is Format.COLOR or Path(target).suffix.lower() == ".png":
+        return image_io.encode_png_rgb(picture, text)
+    return image_io.encode_jpeg(picture)
+
+
+def _encode_mask(
+    result: Segmentation, visible: frozenset[int] | None, text: dict[str, str]
+) -> bytes:
+    class_map = result.class_map
+    if visible is not None:
+        # 255 is the field's value for void; above 255 classes the type's own largest.
+        fill = 255 if len(result.class_names) <= 255 else int(np.iinfo(np.uint16).max)
+        if fill > 255:
+            class_map = class_map.astype(np.uint16)
+        class_map = render.keep_classes(class_map, visible, fill)
+    if class_map.dtype == np.uint8:
+        return image_io.encode_palette_png(class_map.astype(np.uint8), result.palette, text)
+    return image_io.encode_gray16_png(class_map.astype(np.uint16), text)
+
+
+def _legend(result: Segmentation, visible: frozenset[int] | None) -> npt.NDArray[np.uint8]:
+    entries: Sequence[tuple[str, tuple[int, int, int], float | None]] = [
+        (c.name, tuple(result.palette[c.class_id].tolist()), c.fraction)
+        for c in result.classes
+        if visible is None or c.class_id in visible
+    ]
+    return render.legend(entries, result.image.shape[0])

@@ -1,0 +1,222 @@
+"""ONNX Runtime: provider choice and proof, thread counts, one run.
+
+The only importer of onnxruntime. A provider that was asked for and is not active once the session
+stands is an error; ONNX Runtime itself would go on with the CPU and a log line.
+"""
+
+import contextlib
+import ctypes
+import io
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from segcli.errors import ArtifactError, DeviceError, InferenceError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+# Nothing is reported to anyone.
+ort.disable_telemetry_events()
+# ONNX Runtime warns on stderr about what it recovers from; errors arrive as exceptions.
+ort.set_default_logger_severity(4)
+
+
+class Session:
+    """One loaded model on one provider.
+
+    Args:
+        model: Path of an .onnx file, or its bytes.
+        device: ``auto``, ``cpu``, ``cuda[:N]``, ``tensorrt[:N]`` or another provider's name.
+        threads: Threads within one operator; None takes the cores this process may use.
+        optimize: False keeps the graph as it is in the file.
+
+    Attributes:
+        provider: ONNX Runtime's name of the provider that is active.
+        fallback: Why ``auto`` did not take the accelerator it found, or None.
+        threads: The thread count in use.
+        input_hw: The only (height, width) the graph takes, or None where both are dynamic.
+        output_names: In order.
+
+    Raises:
+        DeviceError: The device is not to be had.
+        ArtifactError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        optimize: bool = True,
+    ) -> None:
+        self.threads = threads or usable_cores()
+        self.fallback: str | None = None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session: Any
+        if device == "auto":
+            self._session = self._automatic(model, options)
+        else:
+            provider, number = parse_device(device)
+            self._session = _open(model, options, provider, number)
+            self._prove(provider, device)
+        self.provider: str = self._session.get_providers()[0]
+        [first, *rest] = self._session.get_inputs()
+        if rest or len(first.shape) != 4:
+            raise ArtifactError(
+                f"the graph takes {1 + len(rest)} inputs, the first of shape {first.shape}; "
+                "expected one of (N, 3, H, W)"
+            )
+        self._input = first.name
+        height, width = first.shape[2:]
+        self.input_hw = (height, width) if isinstance(height, int) else None
+        self.output_names = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, batch: npt.NDArray[np.float32]) -> list[npt.NDArray[Any]]:
+        """Returns all outputs of a batch (N, 3, H, W); safe to call from several threads.
+
+        Raises:
+            InferenceError: ONNX Runtime failed, for want of memory for instance.
+        """
+        try:
+            outputs: list[npt.NDArray[Any]] = self._session.run(None, {self._input: batch})
+        except Exception as error:
+            raise InferenceError(f"the model failed: {_reason(error)}") from error
+        return outputs
+
+    def _automatic(self, model: Path | bytes, options: Any) -> Any:  # noqa: ANN401
+        if CUDA in ort.get_available_providers() and cuda_driver_present():
+            session = _open(model, options, CUDA, 0)
+            if session.get_providers()[0] == CUDA:
+                return session
+            self.fallback = (
+                "a CUDA driver is here but ONNX Runtime could not use it; running on the CPU"
+            )
+        return _open(model, options, CPU, 0)
+
+    def _prove(self, provider: str, device: str) -> None:
+        active = self._session.get_providers()
+        if active[0] != provider:
+            raise DeviceError(
+                f"device {device!r} was asked for but {provider} is not active: "
+                f"ONNX Runtime {ort.__version__} took {active[0]}",
+                hint="'segcli doctor' says what is missing; --device auto or cpu runs without it",
+            )
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """Returns ONNX Runtime's provider name and the device number of ``cuda:1`` and the like.
+
+    Raises:
+        DeviceError: This ONNX Runtime has no such provider.
+    """
+    name, _, number = device.partition(":")
+    available = ort.get_available_providers()
+    by_name = {p.removesuffix("ExecutionProvider").lower(): p for p in available}
+    if name.lower() not in by_name or (number and not number.isdecimal()):
+        raise DeviceError(
+            f"device {device!r} is not available: this ONNX Runtime {ort.__version__} has "
+            f"{', '.join(sorted(by_name))}",
+            hint="'segcli doctor' says how to get another",
+        )
+    return by_name[name.lower()], int(number or 0)
+
+
+def provider_options(provider: str, number: int) -> dict[str, str]:
+    """Returns the options with which a provider is opened."""
+    if provider == CUDA:
+        return {
+            "device_id": str(number),
+            # EXHAUSTIVE, the default, searches anew for each shape: 634 ms against 1.9 ms a shape
+            # (PaddlePaddle/PaddleX#5057); DEFAULT picks slow kernels (onnxruntime#22705).
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # The default doubles the arena whenever one picture is larger than those before.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+    if provider == TENSORRT:
+        return {"device_id": str(number)}
+    return {}
+
+
+def available_providers() -> list[str]:
+    """Returns the providers that this ONNX Runtime was built with; they may still fail to load."""
+    return list(ort.get_available_providers())
+
+
+def version() -> str:
+    """Returns ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def cuda_driver_present() -> bool:
+    """Says whether the CUDA driver library is on this machine."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def preload_cuda() -> None:
+    """Loads the CUDA and cuDNN libraries that the ``cuda`` extra installs as wheels, if it has."""
+    if hasattr(ort, "preload_dlls"):
+        # It prints what it does not find; whether the provider starts is proved afterwards.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls(directory="")
+
+
+def usable_cores() -> int:
+    """Returns the number of cores this process may really use: affinity and cgroup quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores or 1, math.ceil(quota) if quota else cores or 1))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Returns the CPU quota in cores: cgroup v2 ``cpu.max``, else v1's pair of files."""
+    try:
+        limit, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not limit.isdecimal() or not period.isdecimal() or not int(period):
+        return None
+    return int(limit) / int(period) or None
+
+
+def _open(model: Path | bytes, options: Any, provider: str, number: int) -> Any:  # noqa: ANN401
+    if provider in (CUDA, TENSORRT):
+        preload_cuda()
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    # Operators that the provider lacks run on the CPU, so that one is always second.
+    providers = [(provider, provider_options(provider, number))]
+    if provider != CPU:
+        providers.append((CPU, {}))
+    try:
+        return ort.InferenceSession(source, options, providers=providers)
+    except Exception as error:
+        if provider != CPU:
+            raise DeviceError(f"{provider} does not start: {_reason(error)}") from error
+        where = "the model" if isinstance(model, bytes) else repr(str(model))
+        raise ArtifactError(f"ONNX Runtime cannot load {where}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,367 @@
+"""Model name or path -> an .onnx file on this machine.
+
+Embedded models come from the package, others from the cache, and names not yet there are fetched
+through huggingface_hub and exported once, under a lock. The only room that touches the network.
+
+The cache holds ``models/NAME.onnx`` and, beside it, ``NAME.json`` with what it was made from and
+its sha256. Its place is ``$SEGCLI_CACHE_DIR``, else the user's cache folder.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segcli.errors import DownloadError, ModelNotFound, RegistryError
+from segcli.registry import ModelSpec, Registry
+
+if TYPE_CHECKING:
+    from segcli.export.trace import ExportRequest
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# The README states the licence.
+OTHER_FILES = ("config.json", "preprocessor_config.json", "README.md")
+
+_HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """What lies beside a cached model.
+
+    Attributes:
+        source: The registry's source when the file was made.
+        revision: The registry's revision then.
+        commit: The hub commit that this was.
+        sha256: Digest of the .onnx.
+        size_bytes: Its length.
+    """
+
+    source: str
+    revision: str
+    commit: str
+    sha256: str
+    size_bytes: int
+
+
+def cache_dir() -> Path:
+    """Returns the folder that models are kept in; it need not exist."""
+    if folder := os.environ.get("SEGCLI_CACHE_DIR"):
+        return Path(folder).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("segcli", appauthor=False)
+
+
+def is_path(model: str) -> bool:
+    """Says whether ``-m`` names a file rather than a registry name."""
+    return model.endswith(".onnx") or os.sep in model or "/" in model
+
+
+def cached_path(name: str) -> Path:
+    """Returns where the cache keeps a model; the file need not exist."""
+    return cache_dir() / "models" / f"{name}.onnx"
+
+
+def cache_entry(spec: ModelSpec) -> CacheEntry | None:
+    """Returns what the cache says of a model, None where it does not have it as it is now."""
+    path = cached_path(spec.name)
+    try:
+        raw = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        entry = CacheEntry(**raw)
+        size = path.stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    if (entry.source, entry.revision, entry.size_bytes) != (spec.source, spec.revision, size):
+        return None
+    return entry
+
+
+def locate(spec: ModelSpec) -> Path | None:
+    """Returns the model's file where it is on this machine already, else None."""
+    if spec.embedded:
+        return Path(str(files("segcli.data") / spec.embedded))
+    return cached_path(spec.name) if cache_entry(spec) else None
+
+
+def obtain(model: str, registry: Registry, *, offline: bool, tell: Tell) -> Path:
+    """Returns the .onnx of a name or path, fetching and exporting it on first use.
+
+    Args:
+        model: A registry name, or a path.
+        registry: Where names are looked up.
+        offline: Forbids the network.
+        tell: Is given one line before anything is fetched.
+
+    Raises:
+        ModelNotFound: There is no such file or name, or it may not be fetched.
+        DownloadError: The hub did not give it.
+        ExportError: Its export does not reproduce the reference.
+    """
+    if is_path(model):
+        path = Path(model)
+        if not path.is_file():
+            raise ModelNotFound(
+                f"no model file at {model!r}",
+                hint="'segcli export' writes one; 'segcli models list' shows names that need none",
+            )
+        return path
+    spec = registry.get(model)
+    return locate(spec) or _make(spec, offline, tell)
+
+
+def remove(spec: ModelSpec) -> bool:
+    """Removes a cached model; returns whether there was one.
+
+    Raises:
+        ModelNotFound: The model is part of the package.
+    """
+    if spec.embedded:
+        raise ModelNotFound(f"{spec.name!r} is part of the package and cannot be removed")
+    path = cached_path(spec.name)
+    existed = path.exists()
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    return existed
+
+
+def sha256_of(path: Path) -> str:
+    """Returns a file's digest.
+
+    Raises:
+        ModelNotFound: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelNotFound(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def fetch_checkpoint(
+    source: str, revision: str = "main", *, offline: bool = False
+) -> tuple[Path, str]:
+    """Downloads a checkpoint through huggingface_hub's own cache.
+
+    ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and proxies work because the library does it.
+
+    Args:
+        source: ``ORG/REPO``.
+        revision: Branch, tag or commit.
+        offline: Uses the hub's cache alone.
+
+    Returns:
+        The folder with its files, and the commit.
+
+    Raises:
+        DownloadError: The hub did not give it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def download(name: str) -> Path:
+        return Path(hf_hub_download(source, name, revision=revision, local_files_only=offline))
+
+    where = f"{source}@{revision}"
+    try:
+        for name in WEIGHT_FILES:
+            try:
+                weights = download(name)
+                break
+            except EntryNotFoundError:
+                # Offline this only says that the hub's cache has no such file.
+                if name == WEIGHT_FILES[-1]:
+                    raise
+        for name in OTHER_FILES:
+            try:
+                download(name)
+            except LocalEntryNotFoundError:
+                if not offline:
+                    raise
+            except EntryNotFoundError:
+                continue
+    except Exception as error:
+        # huggingface_hub raises its own, httpx's, OSError and ValueError.
+        reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
+        raise DownloadError(
+            f"cannot fetch {where} from the hub: {reason}",
+            hint="check the name, the connection and HF_TOKEN; HF_ENDPOINT names a mirror",
+        ) from error
+    return weights.parent, weights.parent.name
+
+
+def parse_hub_id(text: str) -> tuple[str, str] | None:
+    """Returns (repository, revision) of ``ORG/REPO[@REV]``, None for anything else."""
+    match = _HUB_ID.fullmatch(text)
+    return (match["repo"], match["revision"] or "main") if match else None
+
+
+def can_export() -> bool:
+    """Says whether the ``export`` extra is installed."""
+    return all(find_spec(name) for name in ("torch", "onnx", "onnxscript", "safetensors"))
+
+
+def require_export(what: str) -> None:
+    """Raises ModelNotFound, with the two ways out, where the ``export`` extra is missing."""
+    if not can_export():
+        missing = [n for n in ("torch", "onnx", "onnxscript", "safetensors") if not find_spec(n)]
+        raise ModelNotFound(
+            f"{what} needs the export extra, and {', '.join(missing)} cannot be imported here",
+            hint="either pip install 'segcli[export]', or run 'segcli export NAME -o NAME.onnx' on "
+            "a machine that has it and pass that file with -m NAME.onnx",
+        )
+
+
+def _make(spec: ModelSpec, offline: bool, tell: Tell) -> Path:
+    require_export(f"{spec.name!r} is not on this machine yet; to fetch and export it")
+    if offline and spec.checkpoint is None:
+        raise ModelNotFound(
+            f"{spec.name!r} is not on this machine and --offline forbids to fetch it",
+            hint=f"run 'segcli models pull {spec.name}' while online",
+        )
+    from filelock import FileLock
+
+    target = cached_path(spec.name)
+    try:
+        # Private to the user: a model decides what is computed.
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(target.with_suffix(".lock")):
+            # Another process may have made it while this one waited.
+            if cache_entry(spec) is None:
+                _export_into_cache(spec, target, offline=offline, tell=tell)
+    except OSError as error:
+        raise ModelNotFound(
+            f"cannot write the model cache {str(target.parent)!r}: {error.strerror or error}",
+            hint="set SEGCLI_CACHE_DIR to a folder that can be written",
+        ) from error
+    return target
+
+
+def export_request(spec: ModelSpec, *, offline: bool, tell: Tell) -> "ExportRequest":
+    """Returns what to export for a registry name, its checkpoint fetched.
+
+    Raises:
+        ModelError: The checkpoint cannot be had.
+    """
+    from segcli.export.trace import ExportRequest
+
+    if spec.embedded:
+        raise ModelNotFound(
+            f"{spec.name!r} is part of the package as an .onnx: there is no checkpoint to export",
+            hint="its file is what 'segcli models show' names",
+        )
+    if spec.checkpoint is not None:
+        if not spec.checkpoint.exists():
+            raise RegistryError(f"{spec.name!r}: no checkpoint at {str(spec.checkpoint)!r}")
+        folder, commit, source = spec.checkpoint, "", spec.checkpoint.name
+    else:
+        size = f", about {spec.size_bytes / 1e6:.0f} MB" if spec.size_bytes else ""
+        note = f" ({spec.license_note})" if spec.license_note else ""
+        tell(f"fetching {spec.name} from {spec.source}{size}, licence {spec.license}{note}")
+        folder, commit = fetch_checkpoint(spec.source, spec.revision, offline=offline)
+        source = spec.source
+    return ExportRequest(
+        checkpoint=folder,
+        name=spec.name,
+        source=source,
+        revision=commit,
+        license=spec.license,
+        license_note=spec.license_note,
+        task=spec.task,
+        num_classes=spec.num_labels,
+    )
+
+
+def checkpoint_request(
+    checkpoint: str, registry: Registry, *, offline: bool, tell: Tell
+) -> "ExportRequest":
+    """Returns what to export for a local path or an ``ORG/REPO[@REV]``, fetched.
+
+    Raises:
+        ModelError: The checkpoint cannot be had.
+    """
+    from segcli.export.trace import ExportRequest
+
+    path = Path(checkpoint)
+    hub_id = None if path.exists() else parse_hub_id(checkpoint)
+    if hub_id is None:
+        if not path.exists():
+            raise ModelNotFound(
+                f"no checkpoint at {checkpoint!r}, and it is no hub id ORG/REPO[@REV] either"
+            )
+        path = path.resolve()
+        folder = path if path.is_dir() else path.parent
+        name = path.name if path.is_dir() else path.stem
+        return ExportRequest(
+            checkpoint=path, name=name, source=path.name, license=_license_in(folder)
+        )
+    source, revision = hub_id
+    known = next((spec for spec in registry if spec.source == source), None)
+    tell(f"fetching {source}@{revision}")
+    folder, commit = fetch_checkpoint(source, revision, offline=offline)
+    return ExportRequest(
+        checkpoint=folder,
+        name=source.partition("/")[2],
+        source=source,
+        revision=commit,
+        license=known.license if known else _license_in(folder),
+        license_note=known.license_note if known else "",
+    )
+
+
+def _license_in(folder: Path) -> str:
+    """Returns the licence that a checkpoint's own README states, ``unknown`` without one."""
+    from huggingface_hub import RepoCard
+
+    try:
+        found = RepoCard.load(folder / "README.md").data.to_dict().get("license")
+    # A README is prose: whatever it holds, it may only fail to name a licence.
+    except Exception:
+        found = None
+    return str(found) if found else "unknown"
+
+
+def _export_into_cache(spec: ModelSpec, target: Path, *, offline: bool, tell: Tell) -> None:
+    from segcli.export.trace import export_model
+
+    request = export_request(spec, offline=offline, tell=tell)
+    report = export_model(request)
+    entry = CacheEntry(
+        spec.source, spec.revision, request.revision, report.sha256, len(report.data)
+    )
+    # The description last: without it the model counts as absent.
+    target.with_suffix(".json").unlink(missing_ok=True)
+    put_file(target, report.data)
+    put_file(target.with_suffix(".json"), json.dumps(asdict(entry), indent=1).encode())
+
+
+def put_file(path: Path, data: bytes) -> None:
+    """Writes a file in one step: readers see the old one or the whole new one.
+
+    Raises:
+        OSError: It cannot be written; what was there is untouched.
+    """
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(part).chmod(0o666 & ~_umask())
+        Path(part).replace(path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # There is no way to read it but to set it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,403 @@
+"""Where outputs go, who may write them, and files that are complete or absent.
+
+Three steps of a run, in this order: :func:`plan_output` decides from the command line
+what the outputs are called, :class:`Claims` keeps two inputs from writing one file and
+any input from being written over, :func:`write_atomic` puts finished bytes in place.
+Nothing is encoded here.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from io import FileIO
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Literal, NamedTuple
+
+from segcli.errors import (
+    OutputCollision,
+    OutputError,
+    OutputExists,
+    OutputWriteError,
+    UsageError,
+)
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    Source,
+    file_identity,
+    file_status,
+    is_folder,
+    join,
+)
+
+# On Windows parts are not locked, so none are swept.
+if sys.platform != "win32":
+    import fcntl
+
+STDOUT = "-"
+PART_SUFFIX = ".segcli-part"
+
+# The guard on file descriptor 1 points these at stderr while libraries load.
+_STDOUT_NAMES = (STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_NAME_MAX = 255
+
+
+class Format(StrEnum):
+    """What ``-f`` writes for an image."""
+
+    MASK = "mask"
+    COLOR = "color"
+    OVERLAY = "overlay"
+
+
+class _Naming(NamedTuple):
+    ending: str  # of a file in an output folder
+    bare_ending: str  # of a file in the current folder, when there is no -o
+    suffixes: tuple[str, ...]  # that ``-o FILE`` may have
+
+
+_NAMING = {
+    Format.MASK: _Naming(".png", ".mask.png", (".png",)),
+    Format.COLOR: _Naming(".color.png", ".color.png", (".png",)),
+    Format.OVERLAY: _Naming(".overlay.jpg", ".overlay.jpg", (".jpg", ".jpeg", ".png")),
+}
+
+# With one of these -o names a file; without, a folder.
+_FILE_SUFFIXES = frozenset(DEFAULT_EXTENSIONS) | {".gif", ".jp2", ".npy", ".json"}
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """What the outputs of a run are called.
+
+    Attributes:
+        kind: Whether ``output`` is a folder, the one file, or stdout.
+        output: As given by ``-o``; "" is the current folder.
+        formats: What is written for every image, without repeats.
+    """
+
+    kind: Literal["folder", "file", "stdout"]
+    output: str
+    formats: tuple[Format, ...]
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that ``-o`` names, to be left out of the walk; None without."""
+        return self.output if self.kind == "folder" and self.output else None
+
+    def targets(self, source: Source) -> tuple[str, ...]:
+        """Returns one path per format, as they open from the current folder.
+
+        Raises:
+            OutputWriteError: The source has no place below the output folder.
+        """
+        if self.kind != "folder":
+            return (self.output,)
+        place = Path(source.relative)
+        if not place.name or place.anchor or ".." in place.parts:
+            raise OutputWriteError(
+                f"the output of {source.path!r} would leave the output folder",
+                hint="--root names a folder that holds all entries of the list"
+                if source.origin == "list"
+                else None,
+            )
+        endings = (
+            _NAMING[f].ending if self.output else _NAMING[f].bare_ending for f in self.formats
+        )
+        stem = str(place).removesuffix(place.suffix)
+        return tuple(join(self.output, stem + ending) for ending in endings)
+
+
+def plan_output(
+    output: str | None,
+    formats: Iterable[Format],
+    args: Sequence[str],
+    *,
+    has_list: bool = False,
+) -> OutputPlan:
+    """Decides what ``-o`` means for these inputs; writes nothing.
+
+    Args:
+        output: The value of ``-o``, None without.
+        formats: What to write for every image.
+        args: The inputs of the command line.
+        has_list: There are inputs from a list as well.
+
+    Raises:
+        UsageError: Inputs, formats and output do not go together.
+    """
+    formats = tuple(dict.fromkeys(formats))
+    folders = [arg for arg in args if arg != STDIN and is_folder(arg)]
+    single = len(args) == 1 and not folders and not has_list
+    if output is None:
+        if folders:
+            raise UsageError(f"the input folder {folders[0]!r} needs -o", hint="add -o FOLDER/")
+        if STDIN in args:
+            raise UsageError("an image on stdin needs -o", hint="add -o FILE or -o -")
+        return OutputPlan("folder", "", formats)
+    if not output:
+        raise UsageError("-o is empty", hint="'-o .' names the current folder")
+    if output in _STDOUT_NAMES:
+        _check_single(output, formats, single)
+        return OutputPlan("stdout", STDOUT, formats)
+    if not _names_folder(output):
+        _check_single(output, formats, single)
+        _check_suffix(output, formats[0])
+        return OutputPlan("file", output, formats)
+    identity = file_identity(output)
+    for folder in folders:
+        if identity is not None and identity == file_identity(folder):
+            raise UsageError(f"-o {output!r} is the input folder {folder!r}")
+    return OutputPlan("folder", output, formats)
+
+
+def _names_folder(output: str) -> bool:
+    status = file_status(output)
+    if output.endswith(("/", os.sep)) or (status and S_ISDIR(status.st_mode)):
+        return True
+    if Path(output).suffix.lower() in _FILE_SUFFIXES:
+        return False
+    if status and S_ISREG(status.st_mode):
+        raise UsageError(f"-o {output!r} is a file and has no image suffix")
+    # What exists and is neither file nor folder is a pipe or a device.
+    return status is None
+
+
+def _check_single(output: str, formats: tuple[Format, ...], single: bool) -> None:
+    if not single:
+        raise UsageError(
+            f"-o {output!r} takes one image, and there are several inputs or a folder",
+            hint="name a folder: -o FOLDER/",
+        )
+    if len(formats) > 1:
+        raise UsageError(
+            f"-o {output!r} takes one format, not {' and '.join(formats)}",
+            hint="name a folder: -o FOLDER/",
+        )
+
+
+def _check_suffix(output: str, format_: Format) -> None:
+    suffix, fitting = Path(output).suffix.lower(), _NAMING[format_].suffixes
+    if suffix in _FILE_SUFFIXES and suffix not in fitting:
+        raise UsageError(
+            f"the format {format_} cannot be written to {output!r}, "
+            f"expected the suffix {' or '.join(fitting)}",
+            hint="-f overlay writes .jpg" if suffix in (".jpg", ".jpeg") else None,
+        )
+
+
+def check_place(plan: OutputPlan) -> None:
+    """Refuses a place that nothing can be written to; creates nothing.
+
+    Raises:
+        OutputError: The nearest existing folder is none, or may not be written.
+    """
+    if plan.kind == "stdout" or (plan.kind == "file" and file_status(plan.output)):
+        return
+    path = Path(plan.output).absolute()
+    place = path if plan.kind == "folder" else path.parent
+    while file_status(str(place)) is None and place != place.parent:
+        place = place.parent
+    if not is_folder(str(place)):
+        reason = f"{str(place)!r} is not a folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{str(place)!r} may not be written"
+    else:
+        return
+    raise OutputError(f"cannot write {plan.output!r}: {reason}")
+
+
+class Claims:
+    """Which input writes which file, for one run and from one thread."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, str] = {}  # real path of a target: path of its source
+        self._inputs: dict[int, str] = {}
+
+    def check(self, plan: OutputPlan, sources: Iterable[Source]) -> None:
+        """Claims all outputs of the command line's inputs before the run.
+
+        Args:
+            plan: Names the outputs.
+            sources: The inputs without those of a list.
+
+        Raises:
+            UsageError: Two of them would write one file, or one would be written over.
+        """
+        found: list[tuple[int, str]] = []
+        for source in sources:
+            try:
+                targets = plan.targets(source)
+                self._own(source, targets)
+            except (OutputCollision, OutputWriteError) as error:
+                raise UsageError(str(error), hint=error.hint) from error
+            self._add_input(source)
+            identities = ((file_identity(t), t) for t in targets)
+            found += [(i, t) for i, t in identities if i is not None]
+        for identity, target in found:
+            if identity in self._inputs:
+                raise UsageError(
+                    f"the output {target!r} is the input {self._inputs[identity]!r}",
+                    hint="name another folder with -o",
+                )
+
+    def claim(self, source: Source, targets: Sequence[str]) -> None:
+        """Claims the outputs of one source when its turn comes.
+
+        Raises:
+            OutputCollision: Another source of this run writes one of them.
+            OutputWriteError: One of them is an input of this run.
+        """
+        real = (os.path.realpath(t) for t in targets)
+        if all(self._owners.get(t) == source.path for t in real):
+            return
+        written_by = self._owners.get(os.path.realpath(source.path))
+        if source.origin != "stdin" and written_by is not None:
+            raise OutputCollision(f"the input {source.path!r} is the output of {written_by!r}")
+        self._add_input(source)
+        for target in targets:
+            if (identity := file_identity(target)) in self._inputs:
+                raise OutputWriteError(
+                    f"the output {target!r} is the input {self._inputs[identity]!r}"
+                )
+        self._own(source, targets)
+
+    def _add_input(self, source: Source) -> None:
+        if source.origin != "stdin" and (identity := file_identity(source.path)):
+            self._inputs[identity] = source.path
+
+    def _own(self, source: Source, targets: Sequence[str]) -> None:
+        real = {os.path.realpath(t): t for t in targets}
+        for key, target in real.items():
+            owner = self._owners.get(key, source.path)
+            if owner != source.path:
+                raise OutputCollision(f"{owner!r} and {source.path!r} would both write {target!r}")
+        self._owners.update(dict.fromkeys(real, source.path))
+
+
+def all_exist(targets: Sequence[str]) -> bool:
+    """Tells whether every target is a file by now: ``--skip-existing`` asks this."""
+    statuses = [file_status(target) for target in targets]
+    return all(status and S_ISREG(status.st_mode) for status in statuses)
+
+
+def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
+    """Puts a complete file in place, or leaves what was there.
+
+    A link is written through, a pipe or a device is written directly. There is no
+    fsync: this holds against a killed process, not against a power cut.
+
+    Args:
+        path: The target; its folders are created as needed.
+        data: All of its bytes.
+        replace: False refuses a target that exists.
+
+    Raises:
+        OutputExists: The target exists and ``replace`` is False.
+        OutputWriteError: The system does not let it be written.
+    """
+    try:
+        status = file_status(path)
+        if status and not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
+            # No O_CREAT and no O_TRUNC: it is there, and it is not ours.
+            with FileIO(os.open(path, os.O_WRONLY), "w") as file:
+                _write_all(file, data)
+            return
+        # A link stays one: what it points to is replaced.
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if status and not replace:
+            raise _exists(path)
+        with _new_part(target) as (part, file):
+            _write_all(file, data)
+            if sys.platform == "win32":  # an open file cannot be renamed there
+                file.close()
+            if replace:
+                part.replace(target)
+            elif not _link_new(part, target):
+                raise _exists(path)
+    except (OSError, ValueError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        raise OutputWriteError(
+            f"cannot write {path!r}: {getattr(error, 'strerror', None) or error}",
+            hint="free some space and run again with --skip-existing" if full else None,
+        ) from error
+
+
+def sweep_parts(folder: str) -> None:
+    """Removes the temporary files that a killed run left directly inside a folder.
+
+    Those that a running process still locks stay, and so does what cannot be removed.
+    """
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            if not (entry.name.startswith(".") and entry.name.endswith(PART_SUFFIX)):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    with FileIO(entry.path) as part:
+                        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        Path(entry.path).unlink()
+
+
+def _exists(path: str) -> OutputExists:
+    return OutputExists(f"{path!r} exists", hint="leave out --no-clobber to replace it")
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file.fileno(), view) :]
+
+
+@contextlib.contextmanager
+def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
+    """Yields a temporary file beside the target, locked; nothing is left of it after."""
+    while True:
+        ending = f".{secrets.token_hex(6)}{PART_SUFFIX}"
+        room = _NAME_MAX - len("." + ending)
+        name = os.fsencode(target.name)[:room].decode("utf-8", "ignore")
+        part = target.with_name(f".{name}{ending}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        # The mode is what the umask leaves, where mkstemp would give 0600.
+        with FileIO(os.open(part, flags, 0o666), "w") as file:
+            try:
+                if sys.platform != "win32":
+                    with contextlib.suppress(OSError):  # no locks on this file system
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                # A sweep may have come between the open and the lock.
+                if os.fstat(file.fileno()).st_nlink > 0:
+                    yield part, file
+                    return
+            finally:
+                # Windows removes no open file. Elsewhere the lock must outlast the rename,
+                # which it does: by now the part has become the target, or has failed.
+                file.close()
+                part.unlink(missing_ok=True)
+
+
+def _link_new(part: Path, target: Path) -> bool:
+    """Puts the part in place unless the target exists; False where it does."""
+    try:
+        target.hardlink_to(part)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here: reserve the name, then replace it
+        try:
+            target.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        try:
+            part.replace(target)
+        except OSError:
+            target.unlink()
+            raise
+    return True
