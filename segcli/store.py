@@ -320,10 +320,10 @@ def checkpoint_request(
 
 def _license_in(folder: Path) -> str:
     """Returns the licence that a checkpoint's own README states, ``unknown`` without one."""
-    from huggingface_hub import RepoCard
+    from huggingface_hub import metadata_load
 
     try:
-        found = RepoCard.load(folder / "README.md").data.to_dict().get("license")
+        found = (metadata_load(folder / "README.md") or {}).get("license")
     # A README is prose: whatever it holds, it may only fail to name a licence.
     except Exception:
         found = None

@@ -108,11 +108,15 @@ def export(
     from segcli.export.trace import export_model
     from segcli.labels import read_labels
 
+    if card_name and card_name in names:
+        # Weights that go under a registry name go under its licence.
+        spec = names.get(card_name)
+        request = replace(request, license=spec.license, license_note=spec.license_note)
+    if license_name:
+        request = replace(request, license=license_name, license_note="")
     request = replace(
         request,
         name=card_name or request.name,
-        license=license_name or request.license,
-        license_note="" if license_name else request.license_note,
         task=task.value if task else request.task,
         variant=variant,
         labels=read_labels(Path(labels)) if labels else None,
