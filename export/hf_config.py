@@ -9,15 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from segcli.artifact import Activation, Task
 from segcli.errors import CheckpointError
+from segcli.export.by_shapes import NetworkConfig, recognize, variant_name
 from segcli.export.checkpoints import StateDict
 from segcli.export.mobilenet_v2 import MobileNetV2Config
-from segcli.export.segformer import VARIANTS, SegformerConfig
-
-NetworkConfig: TypeAlias = SegformerConfig | MobileNetV2Config
+from segcli.export.segformer import SegformerConfig
 
 # Fields that are honoured outside the network.
 _LABEL_FIELDS = {"id2label", "label2id", "num_labels", "problem_type", "_num_labels"}
@@ -130,7 +129,7 @@ def resolve(
         task = _task_of_head(state)
     notes: list[str] = []
     if raw is None:
-        network, notes = _by_shapes(state, family, task, variant)
+        network, notes = recognize(state, family, task, variant)
         raw = {}
     else:
         if raw.get("model_type", family) != family:
@@ -154,7 +153,7 @@ def resolve(
         )
     return ModelConfig(
         task=task,
-        variant=_variant_name(network),
+        variant=variant_name(network),
         network=network,
         class_names=names,
         activation=_activation(raw, task, num_labels),
@@ -319,78 +318,3 @@ def _activation(raw: dict[str, Any], task: Task, num_labels: int | None) -> Acti
     if problem_type == "multi_label_classification" or num_labels == 1:
         return "sigmoid"
     return "softmax"
-
-
-def _variant_name(network: NetworkConfig) -> str:
-    if isinstance(network, MobileNetV2Config):
-        return f"{network.depth_multiplier:g}" if network.depth_multiplier != 1 else "1.0"
-    for name, config in VARIANTS.items():
-        if (network.depths, network.hidden_sizes) == (
-            config.depths,
-            config.hidden_sizes,
-        ):
-            return name
-    return "custom"
-
-
-def _by_shapes(
-    state: StateDict, family: str, task: Task, variant: str | None
-) -> tuple[NetworkConfig, list[str]]:
-    if family == "segformer":
-        found = _segformer_by_shapes(state, variant)
-        return found, [f"no config.json: recognised as SegFormer-{_variant_name(found).upper()}"]
-    multiplier = _multiplier_by_shapes(state, variant)
-    note = f"no config.json: recognised as MobileNetV2 {multiplier:g} with TensorFlow's padding"
-    stride = 32
-    if task == "segmentation":
-        # Shapes do not tell; 8 is that of the only checkpoint on the hub.
-        stride = 8
-        note += ", output stride 8 assumed"
-    return MobileNetV2Config(depth_multiplier=multiplier, output_stride=stride), [note]
-
-
-def _segformer_by_shapes(state: StateDict, variant: str | None) -> SegformerConfig:
-    if variant is not None:
-        if variant not in VARIANTS:
-            raise CheckpointError(
-                f"unknown variant {variant!r}, expected one of {', '.join(VARIANTS)}"
-            )
-        return VARIANTS[variant]
-    prefix = "segformer.encoder."
-    dims: list[int] = []
-    depths: list[int] = []
-    while (name := f"{prefix}patch_embeddings.{len(dims)}.proj.weight") in state:
-        dims.append(state[name].shape[0])
-        blocks = {k.split(".")[4] for k in state if k.startswith(f"{prefix}block.{len(depths)}.")}
-        depths.append(len(blocks))
-    for config in VARIANTS.values():
-        if (config.depths, config.hidden_sizes) == (tuple(depths), tuple(dims)):
-            return config
-    raise CheckpointError(
-        f"no config.json, and no SegFormer variant has depths {depths} and hidden_sizes {dims}",
-        hint=f"put its config.json beside the file, or give --variant {'|'.join(VARIANTS)}",
-    )
-
-
-def _multiplier_by_shapes(state: StateDict, variant: str | None) -> float:
-    if variant is not None:
-        try:
-            return float(variant)
-        except ValueError:
-            raise CheckpointError(
-                f"unknown variant {variant!r}, expected a depth multiplier such as 1.0"
-            ) from None
-    names = (
-        "mobilenet_v2.layer.0.reduce_1x1.convolution.weight",
-        "mobilenet_v2.layer.15.reduce_1x1.convolution.weight",
-    )
-    found = [state[n].shape[0] for n in names if n in state]
-    for multiplier in (0.35, 0.5, 0.75, 1.0, 1.3, 1.4):
-        config = MobileNetV2Config(depth_multiplier=multiplier)
-        if found == [config.scale_channels(24), config.scale_channels(320)]:
-            return multiplier
-    raise CheckpointError(
-        f"no config.json, and no depth multiplier gives a MobileNetV2 with {found} channels "
-        "in its first and last block",
-        hint="put its config.json beside the file, or give --variant MULTIPLIER",
-    )

@@ -22,6 +22,7 @@ import segcli
 from segcli.artifact import ModelCard, Preprocessing, Task
 from segcli.errors import CheckpointError, ExportError
 from segcli.export import hf_config, hf_processor, verify
+from segcli.export.by_shapes import NetworkConfig
 from segcli.export.checkpoints import find_weights, load_strict, read_weights
 from segcli.export.fold import fold
 from segcli.export.half import store_as_fp16
@@ -107,7 +108,7 @@ class ExportReport:
     notes: tuple[str, ...]
 
 
-def build_module(network: hf_config.NetworkConfig, task: Task) -> nn.Module:
+def build_module(network: NetworkConfig, task: Task) -> nn.Module:
     """Returns the reference module in eval mode, with random weights."""
     family = "mobilenet_v2" if isinstance(network, MobileNetV2Config) else "segformer"
     module: nn.Module = _MODULES[family, task](network).eval()

@@ -45,7 +45,6 @@ DEFAULT_MAX_PIXELS = 178_956_970
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SOFTWARE = f"segcli {__version__}"
 _ORIENTATION_TAG = 0x0112
-_HEAD_BYTES = 1024
 
 _FORMATS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     ("JPEG", re.compile(rb"\xff\xd8\xff"), JpegImageFile),
@@ -171,35 +170,6 @@ def encode_jpeg(image: npt.NDArray[np.uint8], quality: int = 90) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def is_segcli_png(source: bytes | str) -> bool:
-    """Tells whether a PNG names segcli as its software.
-
-    Args:
-        source: A path, or a file's first kilobyte. Of a path no more is read; one that
-            cannot be read is not ours.
-    """
-    if isinstance(source, bytes):
-        head = source[:_HEAD_BYTES]
-    else:
-        try:
-            with Path(source).open("rb") as file:
-                head = file.read(_HEAD_BYTES)
-        except (OSError, ValueError):
-            return False
-    if not head.startswith(_PNG_SIGNATURE):
-        return False
-    start = len(_PNG_SIGNATURE)
-    while start + 8 <= len(head):
-        length = int.from_bytes(head[start : start + 4])
-        kind = head[start + 4 : start + 8]
-        if kind == b"tEXt" and head.startswith(b"Software\0segcli ", start + 8):
-            return True
-        if kind == b"IDAT":
-            return False
-        start += 12 + length
-    return False
 
 
 def _sniff(data: bytes, path: str) -> tuple[str, type[ImageFile.ImageFile]]:

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from segcli import image_io, render
+from segcli.atomic import sweep_parts, write_atomic
 from segcli.errors import ImageError
 from segcli.inputs import Source
 from segcli.model import Model
 from segcli.results import Classification, Outcome, Segmentation
-from segcli.writers import Claims, Format, OutputPlan, all_exist, sweep_parts, write_atomic
+from segcli.writers import Claims, Format, OutputPlan, all_exist
 
 # Enough that no worker waits for the head of the line, little enough that memory stays flat.
 _QUEUED_PER_WORKER = 2

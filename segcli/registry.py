@@ -6,18 +6,16 @@ nothing heavy imported: shell completion asks here for names.
 """
 
 import re
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from segcli.errors import ModelNotFound, RegistryError
+from segcli.strict_yaml import MAX_BYTES, Entry, parse, shown
 
 SCHEMA = 1
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 16
 
 Family = Literal["segformer", "mobilenet_v2"]
 Task = Literal["segmentation", "classification"]
@@ -122,7 +120,7 @@ class Registry:
         # Without a cutoff, so that nonsense too is shown what a name looks like.
         near = get_close_matches(name[:80].lower(), self.specs, n=3, cutoff=0.0)
         raise ModelNotFound(
-            f"unknown model {_shown(name)}; the nearest names are {', '.join(near)}",
+            f"unknown model {shown(name)}; the nearest names are {', '.join(near)}",
             hint="'segcli models list' shows every name; a path to an .onnx file works too",
         )
 
@@ -167,29 +165,27 @@ def _builtin() -> tuple[dict[str, _License], dict[str, ModelSpec]]:
 def _read(
     data: bytes, where: str, licenses: dict[str, _License], folder: Path | None
 ) -> tuple[dict[str, _License], dict[str, ModelSpec]]:
-    top = _Entry(where, _parse(data, where, trusted=folder is None))
+    top = Entry(where, parse(data, where, trusted=folder is None))
     top.refuse_unknown("schema", "licenses", "models")
     if top.required("schema") != SCHEMA:
         raise top.wrong("schema", str(SCHEMA))
     licenses = dict(licenses)
     if "licenses" in top.raw:
         for key, raw in top.mapping("licenses").items():
-            licenses[key] = _license(_Entry(f"{where}, license {_shown(key)}", raw))
+            licenses[key] = _license(Entry(f"{where}, license {shown(key)}", raw))
     specs = {}
     for name, raw in top.mapping("models").items():
         if not _NAME.fullmatch(name) or name.lower().endswith(".onnx"):
             raise RegistryError(
-                f"{where}: found the name {_shown(name)}, expected letters, digits, '.', '_' "
+                f"{where}: found the name {shown(name)}, expected letters, digits, '.', '_' "
                 "and '-', not ending in .onnx"
             )
-        entry = _Entry(f"{where}, model {_shown(name)}", raw)
+        entry = Entry(f"{where}, model {shown(name)}", raw)
         specs[name] = _spec(name, entry, licenses, folder)
     return licenses, specs
 
 
-def _spec(
-    name: str, entry: "_Entry", licenses: dict[str, _License], folder: Path | None
-) -> ModelSpec:
+def _spec(name: str, entry: Entry, licenses: dict[str, _License], folder: Path | None) -> ModelSpec:
     places = ("source", "embedded" if folder is None else "checkpoint")
     entry.refuse_unknown(
         *("family", "variant", "task", *places, "revision", "license", "dataset"),
@@ -238,7 +234,7 @@ def _spec(
     )
 
 
-def _variant(entry: "_Entry", family: Family) -> str:
+def _variant(entry: Entry, family: Family) -> str:
     value = entry.required("variant")
     if family == "segformer":
         if isinstance(value, str) and _SEGFORMER_VARIANT.fullmatch(value):
@@ -251,28 +247,28 @@ def _variant(entry: "_Entry", family: Family) -> str:
     raise entry.wrong("variant", 'a depth multiplier such as "1.0" or "0.35"')
 
 
-def _license_of(entry: "_Entry", licenses: dict[str, _License]) -> _License:
+def _license_of(entry: Entry, licenses: dict[str, _License]) -> _License:
     value = entry.required("license")
     if isinstance(value, dict):
-        return _license(_Entry(f"{entry.where}, key 'license'", value))
+        return _license(Entry(f"{entry.where}, key 'license'", value))
     if isinstance(value, str) and value in licenses:
         return licenses[value]
     known = ", ".join(licenses) or "none here"
     raise entry.wrong("license", f"a mapping with a name, or a key of licenses ({known})")
 
 
-def _license(entry: "_Entry") -> _License:
+def _license(entry: Entry) -> _License:
     entry.refuse_unknown("name", "url", "note")
     return entry.text("name"), entry.text("url", ""), entry.text("note", "")
 
 
-def _figures(entry: "_Entry") -> tuple[Figure, ...]:
+def _figures(entry: Entry) -> tuple[Figure, ...]:
     raw = entry.raw.get("figures", [])
     if not isinstance(raw, list):
         raise entry.wrong("figures", "a list")
     figures = []
     for i, item in enumerate(raw):
-        figure = _Entry(f"{entry.where}, figure {i + 1}", item)
+        figure = Entry(f"{entry.where}, figure {i + 1}", item)
         figure.refuse_unknown("metric", "value", "protocol", "source")
         figure.required("value")
         value = figure.number("value")
@@ -281,141 +277,3 @@ def _figures(entry: "_Entry") -> tuple[Figure, ...]:
         texts = (figure.text(key) for key in ("protocol", "source"))
         figures.append(Figure(figure.text("metric"), value, *texts))
     return tuple(figures)
-
-
-class _Entry:
-    """One mapping of a registry file; every complaint names file, entry, key and value."""
-
-    def __init__(self, where: str, raw: object) -> None:
-        if not isinstance(raw, dict):
-            raise RegistryError(f"{where}: found {_shown(raw)}, expected a mapping")
-        self.where = where
-        self.raw: dict[str, Any] = raw
-        for key in raw:
-            if not isinstance(key, str):
-                raise RegistryError(
-                    f"{where}: found the key {_shown(key)}, expected text",
-                    hint="put it in quotes",
-                )
-
-    def wrong(self, key: str, expected: str) -> RegistryError:
-        found = _shown(self.raw.get(key))
-        return RegistryError(f"{self.where}, key {key!r}: found {found}, expected {expected}")
-
-    def refuse_unknown(self, *known: str) -> None:
-        for key in self.raw:
-            if key not in known:
-                raise RegistryError(
-                    f"{self.where}: unknown key {_shown(key)}, expected {', '.join(known)}"
-                )
-
-    def required(self, key: str) -> object:
-        if key not in self.raw:
-            raise RegistryError(f"{self.where}: the key {key!r} is missing")
-        return self.raw[key]
-
-    def text(self, key: str, default: str | None = None) -> str:
-        if key not in self.raw and default is not None:
-            return default
-        value = self.required(key)
-        if isinstance(value, str) and value.strip() and "\0" not in value:
-            return value.strip()
-        raise self.wrong(key, "text" if isinstance(value, str) else "text, in quotes")
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        value = self.required(key)
-        if isinstance(value, str) and value in choices:
-            return value
-        raise self.wrong(key, " or ".join(choices))
-
-    def number(self, key: str) -> float | None:
-        if key not in self.raw:
-            return None
-        value = self.raw[key]
-        # Exact types: True is an int. The bound comes first: an int may exceed any float.
-        if type(value) in (int, float) and 0 < value < 1e15:
-            return float(value)
-        raise self.wrong(key, "a positive number")
-
-    def integer(self, key: str) -> int | None:
-        if key not in self.raw:
-            return None
-        value = self.raw[key]
-        if type(value) is int and 0 < value < 1 << 50:
-            return value
-        raise self.wrong(key, "a positive whole number")
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        return _Entry(f"{self.where}, key {key!r}", self.required(key)).raw
-
-
-def _parse(data: bytes, where: str, *, trusted: bool) -> object:
-    import yaml
-
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(base):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: ANN401
-            # YAML forbids a key twice, PyYAML takes the last one in silence.
-            seen: set[str] = set()
-            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-            for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"the key {key.value!r} occurs twice",
-                        key.start_mark,
-                    )
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    if len(data) > MAX_BYTES:
-        raise RegistryError(f"{where} is larger than {MAX_BYTES >> 20} MiB")
-    try:
-        text = data.decode("utf-8-sig")
-        if not trusted:
-            _refuse_bombs(text, where, base)
-        return yaml.load(text, Loader)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RegistryError(
-            f"{where}, line {line}: found byte 0x{data[error.start]:02x}, expected UTF-8"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}" if mark else where
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RegistryError(f"{place}: {problem}") from error
-    except (ValueError, OverflowError) as error:
-        # What PyYAML's constructors raise for 2024-99-99 and the like.
-        raise RegistryError(f"{where}: {error}") from error
-
-
-def _refuse_bombs(text: str, where: str, loader: Any) -> None:  # noqa: ANN401
-    # Aliases make small files huge, and libyaml's composer overflows the C stack on deep nesting.
-    import yaml
-
-    depth = 0
-    for event in yaml.parse(text, loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        alias = isinstance(event, yaml.AliasEvent)
-        if alias or depth > MAX_DEPTH:
-            mark = event.start_mark
-            found = "an alias" if alias else f"nesting deeper than {MAX_DEPTH}"
-            raise RegistryError(
-                f"{where}, line {mark.line + 1 if mark else 1}: found {found}, "
-                "expected the plain form of models.yaml"
-            )
-
-
-def _shown(value: object) -> str:
-    # Short, whatever a file or a command line holds.
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 80
-    shortener.maxlevel = 2
-    try:
-        return shortener.repr(value)
-    except ValueError:  # more digits than Python prints
-        return "a huge number"

@@ -1,7 +1,7 @@
 """Model name or path -> an .onnx file on this machine.
 
 Embedded models come from the package, others from the cache, and names not yet there are fetched
-through huggingface_hub and exported once, under a lock. The only room that touches the network.
+through ``hub`` and exported once, under a lock.
 
 The cache holds ``models/NAME.onnx`` and, beside it, ``NAME.json`` with what it was made from and
 its sha256. Its place is ``$SEGCLI_CACHE_DIR``, else the user's cache folder.
@@ -10,8 +10,6 @@ its sha256. Its place is ``$SEGCLI_CACHE_DIR``, else the user's cache folder.
 import hashlib
 import json
 import os
-import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -19,17 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segcli.errors import DownloadError, ModelNotFound, RegistryError
+from segcli.atomic import write_atomic
+from segcli.errors import ModelNotFound, OutputWriteError, RegistryError
+from segcli.hub import fetch_checkpoint, license_in, parse_hub_id
 from segcli.registry import ModelSpec, Registry
 
 if TYPE_CHECKING:
     from segcli.export.trace import ExportRequest
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# The README states the licence.
-OTHER_FILES = ("config.json", "preprocessor_config.json", "README.md")
-
-_HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 Tell = Callable[[str], None]
 
@@ -147,64 +141,6 @@ def sha256_of(path: Path) -> str:
         raise ModelNotFound(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
-def fetch_checkpoint(
-    source: str, revision: str = "main", *, offline: bool = False
-) -> tuple[Path, str]:
-    """Downloads a checkpoint through huggingface_hub's own cache.
-
-    ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and proxies work because the library does it.
-
-    Args:
-        source: ``ORG/REPO``.
-        revision: Branch, tag or commit.
-        offline: Uses the hub's cache alone.
-
-    Returns:
-        The folder with its files, and the commit.
-
-    Raises:
-        DownloadError: The hub did not give it.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    def download(name: str) -> Path:
-        return Path(hf_hub_download(source, name, revision=revision, local_files_only=offline))
-
-    where = f"{source}@{revision}"
-    try:
-        for name in WEIGHT_FILES:
-            try:
-                weights = download(name)
-                break
-            except EntryNotFoundError:
-                # Offline this only says that the hub's cache has no such file.
-                if name == WEIGHT_FILES[-1]:
-                    raise
-        for name in OTHER_FILES:
-            try:
-                download(name)
-            except LocalEntryNotFoundError:
-                if not offline:
-                    raise
-            except EntryNotFoundError:
-                continue
-    except Exception as error:
-        # huggingface_hub raises its own, httpx's, OSError and ValueError.
-        reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
-        raise DownloadError(
-            f"cannot fetch {where} from the hub: {reason}",
-            hint="check the name, the connection and HF_TOKEN; HF_ENDPOINT names a mirror",
-        ) from error
-    return weights.parent, weights.parent.name
-
-
-def parse_hub_id(text: str) -> tuple[str, str] | None:
-    """Returns (repository, revision) of ``ORG/REPO[@REV]``, None for anything else."""
-    match = _HUB_ID.fullmatch(text)
-    return (match["repo"], match["revision"] or "main") if match else None
-
-
 def can_export() -> bool:
     """Says whether the ``export`` extra is installed."""
     return all(find_spec(name) for name in ("torch", "onnx", "onnxscript", "safetensors"))
@@ -238,9 +174,10 @@ def _make(spec: ModelSpec, offline: bool, tell: Tell) -> Path:
             # Another process may have made it while this one waited.
             if cache_entry(spec) is None:
                 _export_into_cache(spec, target, offline=offline, tell=tell)
-    except OSError as error:
+    except (OSError, OutputWriteError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ModelNotFound(
-            f"cannot write the model cache {str(target.parent)!r}: {error.strerror or error}",
+            f"cannot write the model cache {str(target.parent)!r}: {reason}",
             hint="set SEGCLI_CACHE_DIR to a folder that can be written",
         ) from error
     return target
@@ -302,7 +239,7 @@ def checkpoint_request(
         folder = path if path.is_dir() else path.parent
         name = path.name if path.is_dir() else path.stem
         return ExportRequest(
-            checkpoint=path, name=name, source=path.name, license=_license_in(folder)
+            checkpoint=path, name=name, source=path.name, license=license_in(folder)
         )
     source, revision = hub_id
     known = next((spec for spec in registry if spec.source == source), None)
@@ -313,21 +250,9 @@ def checkpoint_request(
         name=source.partition("/")[2],
         source=source,
         revision=commit,
-        license=known.license if known else _license_in(folder),
+        license=known.license if known else license_in(folder),
         license_note=known.license_note if known else "",
     )
-
-
-def _license_in(folder: Path) -> str:
-    """Returns the licence that a checkpoint's own README states, ``unknown`` without one."""
-    from huggingface_hub import metadata_load
-
-    try:
-        found = (metadata_load(folder / "README.md") or {}).get("license")
-    # A README is prose: whatever it holds, it may only fail to name a licence.
-    except Exception:
-        found = None
-    return str(found) if found else "unknown"
 
 
 def _export_into_cache(spec: ModelSpec, target: Path, *, offline: bool, tell: Tell) -> None:
@@ -340,28 +265,5 @@ def _export_into_cache(spec: ModelSpec, target: Path, *, offline: bool, tell: Te
     )
     # The description last: without it the model counts as absent.
     target.with_suffix(".json").unlink(missing_ok=True)
-    put_file(target, report.data)
-    put_file(target.with_suffix(".json"), json.dumps(asdict(entry), indent=1).encode())
-
-
-def put_file(path: Path, data: bytes) -> None:
-    """Writes a file in one step: readers see the old one or the whole new one.
-
-    Raises:
-        OSError: It cannot be written; what was there is untouched.
-    """
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(part).chmod(0o666 & ~_umask())
-        Path(part).replace(path)
-    finally:
-        Path(part).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # There is no way to read it but to set it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    write_atomic(str(target), report.data)
+    write_atomic(str(target.with_suffix(".json")), json.dumps(asdict(entry), indent=1).encode())

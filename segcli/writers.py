@@ -1,20 +1,14 @@
-"""Where outputs go, who may write them, and files that are complete or absent.
+"""Where outputs go, and who may write them.
 
-Three steps of a run, in this order: :func:`plan_output` decides from the command line
-what the outputs are called, :class:`Claims` keeps two inputs from writing one file and
-any input from being written over, :func:`write_atomic` puts finished bytes in place.
-Nothing is encoded here.
+:func:`plan_output` decides from the command line what the outputs are called, :class:`Claims` keeps
+two inputs from writing one file and any input from being written over. Nothing is encoded or
+written here; that is ``atomic``'s.
 """
 
-import contextlib
-import errno
 import os
-import secrets
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from io import FileIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Literal, NamedTuple
@@ -22,7 +16,6 @@ from typing import Literal, NamedTuple
 from segcli.errors import (
     OutputCollision,
     OutputError,
-    OutputExists,
     OutputWriteError,
     UsageError,
 )
@@ -36,16 +29,10 @@ from segcli.inputs import (
     join,
 )
 
-# On Windows parts are not locked, so none are swept.
-if sys.platform != "win32":
-    import fcntl
-
 STDOUT = "-"
-PART_SUFFIX = ".segcli-part"
 
 # The guard on file descriptor 1 points these at stderr while libraries load.
 _STDOUT_NAMES = (STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-_NAME_MAX = 255
 
 
 class Format(StrEnum):
@@ -285,119 +272,3 @@ def all_exist(targets: Sequence[str]) -> bool:
     """Tells whether every target is a file by now: ``--skip-existing`` asks this."""
     statuses = [file_status(target) for target in targets]
     return all(status and S_ISREG(status.st_mode) for status in statuses)
-
-
-def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
-    """Puts a complete file in place, or leaves what was there.
-
-    A link is written through, a pipe or a device is written directly. There is no
-    fsync: this holds against a killed process, not against a power cut.
-
-    Args:
-        path: The target; its folders are created as needed.
-        data: All of its bytes.
-        replace: False refuses a target that exists.
-
-    Raises:
-        OutputExists: The target exists and ``replace`` is False.
-        OutputWriteError: The system does not let it be written.
-    """
-    try:
-        status = file_status(path)
-        if status and not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
-            # No O_CREAT and no O_TRUNC: it is there, and it is not ours.
-            with FileIO(os.open(path, os.O_WRONLY), "w") as file:
-                _write_all(file, data)
-            return
-        # A link stays one: what it points to is replaced.
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if status and not replace:
-            raise _exists(path)
-        with _new_part(target) as (part, file):
-            _write_all(file, data)
-            if sys.platform == "win32":  # an open file cannot be renamed there
-                file.close()
-            if replace:
-                part.replace(target)
-            elif not _link_new(part, target):
-                raise _exists(path)
-    except (OSError, ValueError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        raise OutputWriteError(
-            f"cannot write {path!r}: {getattr(error, 'strerror', None) or error}",
-            hint="free some space and run again with --skip-existing" if full else None,
-        ) from error
-
-
-def sweep_parts(folder: str) -> None:
-    """Removes the temporary files that a killed run left directly inside a folder.
-
-    Those that a running process still locks stay, and so does what cannot be removed.
-    """
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
-        for entry in entries:
-            if not (entry.name.startswith(".") and entry.name.endswith(PART_SUFFIX)):
-                continue
-            with contextlib.suppress(OSError):
-                if entry.is_file(follow_symlinks=False):
-                    with FileIO(entry.path) as part:
-                        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        Path(entry.path).unlink()
-
-
-def _exists(path: str) -> OutputExists:
-    return OutputExists(f"{path!r} exists", hint="leave out --no-clobber to replace it")
-
-
-def _write_all(file: FileIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file.fileno(), view) :]
-
-
-@contextlib.contextmanager
-def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
-    """Yields a temporary file beside the target, locked; nothing is left of it after."""
-    while True:
-        ending = f".{secrets.token_hex(6)}{PART_SUFFIX}"
-        room = _NAME_MAX - len("." + ending)
-        name = os.fsencode(target.name)[:room].decode("utf-8", "ignore")
-        part = target.with_name(f".{name}{ending}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        # The mode is what the umask leaves, where mkstemp would give 0600.
-        with FileIO(os.open(part, flags, 0o666), "w") as file:
-            try:
-                if sys.platform != "win32":
-                    with contextlib.suppress(OSError):  # no locks on this file system
-                        fcntl.flock(file, fcntl.LOCK_EX)
-                # A sweep may have come between the open and the lock.
-                if os.fstat(file.fileno()).st_nlink > 0:
-                    yield part, file
-                    return
-            finally:
-                # Windows removes no open file. Elsewhere the lock must outlast the rename,
-                # which it does: by now the part has become the target, or has failed.
-                file.close()
-                part.unlink(missing_ok=True)
-
-
-def _link_new(part: Path, target: Path) -> bool:
-    """Puts the part in place unless the target exists; False where it does."""
-    try:
-        target.hardlink_to(part)
-    except FileExistsError:
-        return False
-    except OSError:  # no hard links here: reserve the name, then replace it
-        try:
-            target.touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        try:
-            part.replace(target)
-        except OSError:
-            target.unlink()
-            raise
-    return True

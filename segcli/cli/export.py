@@ -88,9 +88,10 @@ def export(
 
     Nothing is written unless the graph reproduces PyTorch's outputs.
     """
+    from segcli.atomic import write_atomic
     from segcli.cli import console, run
     from segcli.store import require_export
-    from segcli.writers import OutputPlan, check_place, write_atomic
+    from segcli.writers import OutputPlan, check_place
 
     if (name is None) == (checkpoint is None):
         raise UsageError("name a registry model or give --checkpoint, one of the two")

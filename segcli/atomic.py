@@ -1,0 +1,148 @@
+"""Files that are complete or absent, whatever happens while they are written.
+
+The bytes go into a locked temporary file beside the target, which then takes the target's name in
+one step. What a killed run leaves behind is removed by the next one.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+
+from segcli.errors import OutputExists, OutputWriteError
+
+# On Windows parts are not locked, so none are swept.
+if sys.platform != "win32":
+    import fcntl
+
+PART_SUFFIX = ".segcli-part"
+
+_NAME_MAX = 255
+
+
+def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
+    """Puts a complete file in place, or leaves what was there.
+
+    A link is written through, a pipe or a device is written directly. There is no
+    fsync: this holds against a killed process, not against a power cut.
+
+    Args:
+        path: The target; its folders are created as needed.
+        data: All of its bytes.
+        replace: False refuses a target that exists.
+
+    Raises:
+        OutputExists: The target exists and ``replace`` is False.
+        OutputWriteError: The system does not let it be written.
+    """
+    try:
+        status = _status(path)
+        if status and not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
+            # No O_CREAT and no O_TRUNC: it is there, and it is not ours.
+            with FileIO(os.open(path, os.O_WRONLY), "w") as file:
+                _write_all(file, data)
+            return
+        # A link stays one: what it points to is replaced.
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if status and not replace:
+            raise _exists(path)
+        with _new_part(target) as (part, file):
+            _write_all(file, data)
+            if sys.platform == "win32":  # an open file cannot be renamed there
+                file.close()
+            if replace:
+                part.replace(target)
+            elif not _link_new(part, target):
+                raise _exists(path)
+    except (OSError, ValueError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        raise OutputWriteError(
+            f"cannot write {path!r}: {getattr(error, 'strerror', None) or error}",
+            hint="free some space and run again with --skip-existing" if full else None,
+        ) from error
+
+
+def sweep_parts(folder: str) -> None:
+    """Removes the temporary files that a killed run left directly inside a folder.
+
+    Those that a running process still locks stay, and so does what cannot be removed.
+    """
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            if not (entry.name.startswith(".") and entry.name.endswith(PART_SUFFIX)):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    with FileIO(entry.path) as part:
+                        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        Path(entry.path).unlink()
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return Path(path).stat()
+    except FileNotFoundError:
+        return None
+
+
+def _exists(path: str) -> OutputExists:
+    return OutputExists(f"{path!r} exists", hint="leave out --no-clobber to replace it")
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file.fileno(), view) :]
+
+
+@contextlib.contextmanager
+def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
+    """Yields a temporary file beside the target, locked; nothing is left of it after."""
+    while True:
+        ending = f".{secrets.token_hex(6)}{PART_SUFFIX}"
+        room = _NAME_MAX - len("." + ending)
+        name = os.fsencode(target.name)[:room].decode("utf-8", "ignore")
+        part = target.with_name(f".{name}{ending}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        # The mode is what the umask leaves, where mkstemp would give 0600.
+        with FileIO(os.open(part, flags, 0o666), "w") as file:
+            try:
+                if sys.platform != "win32":
+                    with contextlib.suppress(OSError):  # no locks on this file system
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                # A sweep may have come between the open and the lock.
+                if os.fstat(file.fileno()).st_nlink > 0:
+                    yield part, file
+                    return
+            finally:
+                # Windows removes no open file. Elsewhere the lock must outlast the rename,
+                # which it does: by now the part has become the target, or has failed.
+                file.close()
+                part.unlink(missing_ok=True)
+
+
+def _link_new(part: Path, target: Path) -> bool:
+    """Puts the part in place unless the target exists; False where it does."""
+    try:
+        target.hardlink_to(part)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here: reserve the name, then replace it
+        try:
+            target.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        try:
+            part.replace(target)
+        except OSError:
+            target.unlink()
+            raise
+    return True

@@ -1,0 +1,113 @@
+"""Fixtures for every test: tiny graphs, tiny pictures, the data beside the checkout."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from segcli.artifact import ModelCard, Preprocessing
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of checkpoints and photos beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the data folder ../shared is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No test sees the user's cache, model or terminal settings."""
+    for name in list(os.environ):
+        # GITHUB_ACTIONS makes Typer force a terminal in its help.
+        if name.startswith("SEGCLI_") or name in ("GITHUB_ACTIONS", "FORCE_COLOR"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SEGCLI_CACHE_DIR", str(tmp_path / "segcli-cache"))
+    return
+
+
+def _card(**changes: object) -> ModelCard:
+    values: dict[str, object] = {
+        "name": "tiny",
+        "task": "segmentation",
+        "family": "segformer",
+        "variant": "b0",
+        "class_names": ("red", "green", "blue"),
+        "palette": ((200, 0, 0), (0, 200, 0), (0, 0, 200)),
+        "preprocessing": Preprocessing(resize="none"),
+        "source": "made by a test",
+        "weights_sha256": "0" * 64,
+        "license": "MIT",
+        "opset": 20,
+        "versions": {"segcli": "0"},
+        "verification": {},
+        **changes,
+    }
+    return ModelCard(**values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make_card() -> Callable[..., ModelCard]:
+    """Makes a valid card with some fields changed."""
+    return _card
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a model whose logits are the pixel's own channels: a pixel's class is its colour.
+
+    For classification the logits are the mean colour.
+    """
+
+    def make(name: str = "tiny.onnx", *, with_card: bool = True, **changes: object) -> Path:
+        card = _card(**changes)
+        seg = card.task == "segmentation"
+        axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
+        node = (
+            helper.make_node("Identity", ["pixel_values"], ["logits"])
+            if seg
+            else helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)
+        )
+        graph = helper.make_graph(
+            [node],
+            "tiny",
+            [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+            [
+                helper.make_tensor_value_info(
+                    "logits", TensorProto.FLOAT, ["n", 3, "h", "w"] if seg else ["n", 3]
+                )
+            ],
+            [] if seg else [axes],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        if with_card:
+            helper.set_model_props(model, card.to_metadata())
+        path = tmp_path / name
+        onnx.save(model, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a PNG whose left part is red, right part blue."""
+
+    def make(name: str = "a.png", size_wh: tuple[int, int] = (8, 6), split: int = 4) -> Path:
+        pixels = np.zeros((size_wh[1], size_wh[0], 3), np.uint8)
+        pixels[:, :split, 0] = 255
+        pixels[:, split:, 2] = 255
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return make
