@@ -31,8 +31,13 @@ def fetch_checkpoint(
     Raises:
         DownloadError: The hub did not give it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
+
+    # It logs each of its retries; what they came to is the error below.
+    logging.set_verbosity_error()
+    offline = offline or constants.HF_HUB_OFFLINE
 
     def download(name: str) -> Path:
         return Path(hf_hub_download(source, name, revision=revision, local_files_only=offline))
@@ -43,9 +48,11 @@ def fetch_checkpoint(
             try:
                 weights = download(name)
                 break
-            except EntryNotFoundError:
-                # Offline this only says that the hub's cache has no such file.
-                if name == WEIGHT_FILES[-1]:
+            except EntryNotFoundError as error:
+                # LocalEntryNotFoundError says that there was no connection to ask; offline on
+                # purpose, that the hub's cache has no such file.
+                unknown = isinstance(error, LocalEntryNotFoundError) and not offline
+                if unknown or name == WEIGHT_FILES[-1]:
                     raise
         for name in OTHER_FILES:
             try:

@@ -104,7 +104,7 @@ def test_no_clobber(monkeypatch):
     with pytest.raises(OutputExists, match=r"'new\.png' exists"):
         write_atomic("new.png", b"two", replace=False)
     # Another process was quicker: the check comes too early, the link does not.
-    monkeypatch.setattr(atomic, "file_status", lambda path: None)
+    monkeypatch.setattr(atomic, "_status", lambda path: None)
     with pytest.raises(OutputExists):
         write_atomic("new.png", b"two", replace=False)
 
