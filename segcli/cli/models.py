@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", show_default=False)]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
 
 
 @app.callback()

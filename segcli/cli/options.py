@@ -15,7 +15,7 @@ _INPUT, _RUN, _TALK = "Inputs", "Running", "Talking"
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="INPUTS...",
+        metavar="INPUTS",
         help="Image files, folders, or - for one image on stdin.",
         show_default=False,
     ),
@@ -87,11 +87,14 @@ Threads = Annotated[
     ),
 ]
 FailFast = Annotated[
-    bool, typer.Option(help="Stop at the first image that fails.", rich_help_panel=_RUN)
+    bool,
+    typer.Option("--fail-fast", help="Stop at the first image that fails.", rich_help_panel=_RUN),
 ]
 Offline = Annotated[
     bool,
-    typer.Option(envvar="SEGCLI_OFFLINE", help="Never use the network.", rich_help_panel=_RUN),
+    typer.Option(
+        "--offline", envvar="SEGCLI_OFFLINE", help="Never use the network.", rich_help_panel=_RUN
+    ),
 ]
 RegistryFile = Annotated[
     str | None,
@@ -131,5 +134,7 @@ Verbose = Annotated[
 ]
 Debug = Annotated[
     bool,
-    typer.Option(envvar="SEGCLI_DEBUG", help="Tracebacks of errors.", rich_help_panel=_TALK),
+    typer.Option(
+        "--debug", envvar="SEGCLI_DEBUG", help="Tracebacks of errors.", rich_help_panel=_TALK
+    ),
 ]
