@@ -3,6 +3,7 @@
 ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and proxies work because huggingface_hub does it.
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -33,10 +34,9 @@ def fetch_checkpoint(
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from huggingface_hub.utils import logging
 
     # It logs each of its retries; what they came to is the error below.
-    logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     offline = offline or constants.HF_HUB_OFFLINE
 
     def download(name: str) -> Path:
