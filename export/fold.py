@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcli.export.mobilenet_v2 import ConvLayer, MobileNetV2ForSemanticSegmentation
+from segcli.export.mobilenet_v2 import ConvLayer, DeepLabHead, MobileNetV2ForSemanticSegmentation
 from segcli.export.segformer import (
     MLPDecoder,
     SegformerForSemanticSegmentation,
@@ -66,6 +66,34 @@ class FoldedDecoder(nn.Module):
         return logits
 
 
+class FoldedDeepLabHead(nn.Module):
+    """The DeepLab head without its concatenation; batch norm is folded before.
+
+    The projection of ``concat(pool, aspp)`` is ``W_p pool + W_a aspp``, and pool is one cell, the
+    same everywhere: half the projection is computed once and added by broadcast.
+    """
+
+    def __init__(self, head: DeepLabHead) -> None:
+        super().__init__()
+        self.conv_pool, self.conv_aspp = head.conv_pool, head.conv_aspp
+        projection = head.conv_projection.convolution
+        pool_dim, dim = head.conv_pool.convolution.out_channels, projection.out_channels
+        self.pool_projection = nn.Conv2d(pool_dim, dim, 1, bias=False)
+        self.pool_projection.weight = _parameter(projection.weight[:, :pool_dim])
+        self.aspp_projection = nn.Conv2d(projection.in_channels - pool_dim, dim, 1)
+        self.aspp_projection.weight = _parameter(projection.weight[:, pool_dim:])
+        self.aspp_projection.bias = projection.bias
+        self.activation = head.conv_projection.activation
+        self.classifier = head.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits (B, num_labels, h, w) of features (B, 320, h, w)."""
+        pool = self.conv_pool(x.mean((2, 3), keepdim=True))  # (B, 256, 1, 1)
+        x = self.aspp_projection(self.conv_aspp(x)) + self.pool_projection(pool)
+        logits: Tensor = self.classifier(self.activation(x))
+        return logits
+
+
 def fold(model: nn.Module) -> tuple[str, ...]:
     """Rewrites a model in place; call it in eval mode, after the weights are loaded.
 
@@ -85,7 +113,9 @@ def fold(model: nn.Module) -> tuple[str, ...]:
     if isinstance(model, MobileNetV2ForSemanticSegmentation):
         # The 1280-channel convolution after the last block feeds no segmentation output.
         del model.mobilenet_v2.conv_1x1
-        folds.append("unused_conv_1x1")
+        assert isinstance(model.segmentation_head, DeepLabHead)
+        model.segmentation_head = FoldedDeepLabHead(model.segmentation_head)
+        folds += ["unused_conv_1x1", "image_pooling"]
     return tuple(folds)
 
 

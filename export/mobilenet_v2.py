@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcli.errors import CheckpointError
+from segcli.export.activations import ACTIVATIONS
 
 # Channels c, repeats n, first stride s of Table 2. The first row is the stem's own block; its
 # expansion t is 1, that of all others `expand_ratio`.
@@ -36,14 +37,6 @@ C_N_S = (
 )
 STEM_CHANNELS, LAST_CHANNELS, HEAD_CHANNELS = 32, 1280, 256
 HEAD_EPS = 1e-5  # transformers ignores layer_norm_eps in the DeepLab head
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu6": nn.ReLU6,
-    "relu": nn.ReLU,
-    "selu": nn.SELU,
-    "gelu": nn.GELU,  # by erf
-    "gelu_new": partial(nn.GELU, approximate="tanh"),
-}
 
 # What a config value must be: a test, and its wording. `type() is` keeps True from passing for 1.
 Domain = tuple[Callable[[Any], bool], str]
@@ -306,6 +299,8 @@ class Backbone(nn.Module):
 class MobileNetV2Features(nn.Module):
     """The network without a head."""
 
+    output_names = ("last_hidden_state", "pooler_output")
+
     def __init__(self, config: MobileNetV2Config) -> None:
         super().__init__()
         self.mobilenet_v2 = Backbone(config)
@@ -360,7 +355,8 @@ class MobileNetV2ForSemanticSegmentation(nn.Module):
         super().__init__()
         self.mobilenet_v2 = Backbone(config)
         features = config.scale_channels(C_N_S[-1][0])
-        self.segmentation_head = DeepLabHead(features, config.num_labels)
+        # export/fold.py puts its equivalent here.
+        self.segmentation_head: nn.Module = DeepLabHead(features, config.num_labels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Returns logits (B, num_labels, H/os, W/os): sizes rounded up, os the output stride."""

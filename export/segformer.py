@@ -11,7 +11,7 @@ Layer norm: the port leaves every LayerNorm at PyTorch's eps of 1e-5 and never r
 that equal the port's need the port's eps, so it is a constant here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,16 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcli.errors import CheckpointError
+from segcli.export.activations import ACTIVATIONS
 
 LAYER_NORM_EPS = 1e-5
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_new": lambda: nn.GELU(approximate="tanh"),
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "selu": nn.SELU,
-}
+# No SegFormer comes near it; a damaged config could ask for terabytes.
+MAX_COUNT = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +51,10 @@ class SegformerConfig:
 
     def __post_init__(self) -> None:
         """Refuses what no SegFormer can be, naming the field."""
+        for name in ("num_encoder_blocks", "num_labels", "num_channels", "decoder_hidden_size"):
+            value = getattr(self, name)
+            if not _is_count(value):
+                raise CheckpointError(f"{name} must be a positive integer, found {value!r}")
         for name in (
             "depths",
             "sr_ratios",
@@ -70,11 +70,11 @@ class SegformerConfig:
                     f"{name} has {len(values)} entries, expected one for each of the "
                     f"{self.num_encoder_blocks} of num_encoder_blocks"
                 )
-            if any(not v > 0 for v in values):
-                raise CheckpointError(f"{name} must be positive, found {list(values)}")
-        for name in ("num_labels", "num_channels", "decoder_hidden_size"):
-            if not getattr(self, name) > 0:
-                raise CheckpointError(f"{name} must be positive, found {getattr(self, name)}")
+            if name == "mlp_ratios":
+                if any(not 0 < v <= MAX_COUNT for v in values):
+                    raise CheckpointError(f"{name} must be positive, found {list(values)}")
+            elif not all(map(_is_count, values)):
+                raise CheckpointError(f"{name} must be positive integers, found {list(values)}")
         if self.hidden_act not in ACTIVATIONS:
             raise CheckpointError(
                 f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -84,6 +84,10 @@ class SegformerConfig:
                 raise CheckpointError(
                     f"num_attention_heads {heads} does not divide hidden_sizes {dim}"
                 )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value <= MAX_COUNT
 
 
 _WIDE = SegformerConfig(hidden_sizes=(64, 128, 320, 512), decoder_hidden_size=768)

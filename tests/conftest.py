@@ -1,8 +1,13 @@
 """Fixtures for every test: tiny graphs, tiny pictures, the data beside the checkout."""
 
+import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -11,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from segcli.artifact import ModelCard, Preprocessing
+from segcli.cli.app import run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -111,3 +117,57 @@ def picture(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+class Ran(NamedTuple):
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def segcli(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Callable[..., Ran]:
+    """Runs a command line in this process; stdout has no descriptor here."""
+
+    def call(*args: object, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        capsysbinary.readouterr()
+        code = run([str(arg) for arg in args])
+        out, err = capsysbinary.readouterr()
+        return Ran(int(code), os.fsdecode(out), os.fsdecode(err))
+
+    return call
+
+
+# What the installed script does, wherever pip put that.
+COMMAND = (sys.executable, "-c", "from segcli.cli.app import main; main()")
+
+
+@pytest.fixture
+def command() -> tuple[str, ...]:
+    """The start of a command line that runs segcli in a process of its own."""
+    return COMMAND
+
+
+@pytest.fixture
+def segcli_process(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[bytes]"]:
+    """Runs a command line in a process of its own, in the test's folder."""
+
+    def call(
+        *args: str | bytes | Path, stdin: bytes = b"", **env: str
+    ) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [*COMMAND, *args],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            env={**os.environ, **env},
+            timeout=120,
+            check=False,
+        )
+
+    return call

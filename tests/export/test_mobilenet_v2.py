@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from segcli.errors import CheckpointError  # noqa: E402
+from segcli.export.activations import ACTIVATIONS  # noqa: E402
 from segcli.export.mobilenet_v2 import (  # noqa: E402
-    ACTIVATIONS,
     DOMAINS,
     MobileNetV2Config,
     MobileNetV2Features,
