@@ -8,6 +8,7 @@ transformers 5 uses in memory, and those of the original NVlabs SegFormer.
 import hashlib
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,27 +261,24 @@ def _read_safetensors(path: Path) -> StateDict:
 def _read_torch(path: Path) -> StateDict:
     try:
         # mmap=False: a file that is cut off is then an error here and not a bus error later.
-        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on other pickle protocols, which either load or fail
+            raw = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"refused to load {str(path)!r}: it is no plain file of tensors "
-            f"({str(error).strip().splitlines()[0].rstrip('.')})",
+            f"refused to load {str(path)!r}: it is no plain file of tensors ({_first_line(error)})",
             hint="a checkpoint may hold tensors only: what else a pickle says would run as code",
         ) from error
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot read {str(path)!r}: {reason}") from error
+    except Exception as error:  # the unpickler meets damaged bytes with whatever they lead to
+        raise CheckpointError(f"cannot read {str(path)!r}: {_first_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(raw, dict) and isinstance(raw.get(wrapper), dict):
             raw = raw[wrapper]
     return _as_float(raw, path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _as_float(raw: object, path: Path) -> StateDict:

@@ -193,7 +193,8 @@ def _network(raw: dict[str, Any], family: str, notes: list[str]) -> NetworkConfi
     honoured = {f.name: f.default for f in fields(kind)}
     values: dict[str, Any] = {}
     for name, value in raw.items():
-        name = _ALIASES.get(name, name)
+        if _ALIASES.get(name) in honoured:
+            name = _ALIASES[name]
         if name in honoured and name not in _LABEL_FIELDS:
             values[name] = _checked(name, value, honoured[name])
         elif name in _ONLY:
@@ -243,6 +244,12 @@ def _class_names(
     labels: Sequence[str] | None,
     notes: list[str],
 ) -> tuple[str, ...]:
+    if type(raw.get("num_labels", num_labels)) is not int or (
+        raw.get("num_labels", num_labels) != num_labels
+    ):
+        raise CheckpointError(
+            f"config.json says num_labels {raw['num_labels']!r}, the weights have {num_labels}"
+        )
     where = "the labels file"
     names: Sequence[str]
     if labels is not None:
@@ -261,12 +268,6 @@ def _class_names(
         raise CheckpointError(
             f"{where} names {len(names)} classes, the weights have {num_labels}",
             hint="give the right names with --labels FILE",
-        )
-    if type(raw.get("num_labels", num_labels)) is not int or (
-        raw.get("num_labels", num_labels) != num_labels
-    ):
-        raise CheckpointError(
-            f"config.json says num_labels {raw['num_labels']!r}, the weights have {num_labels}"
         )
     return tuple(str(n) for n in names)
 
@@ -288,10 +289,13 @@ def _id2label(raw: dict[str, Any]) -> tuple[str, ...]:
     label2id = raw.get("label2id")
     if isinstance(label2id, dict):
         for name, i in label2id.items():
-            if str(name) in by_id.values() and by_id.get(i) != str(name):
+            # The tutorials' scripts write the ids of label2id as strings.
+            is_id = isinstance(i, int) or (isinstance(i, str) and i.isdecimal())
+            there = by_id.get(int(i)) if is_id else None
+            if str(name) in by_id.values() and there != str(name):
                 raise CheckpointError(
                     f"config.json contradicts itself: label2id puts {name!r} at {i!r}, "
-                    f"id2label has {by_id.get(i)!r} there"
+                    f"id2label has {there!r} there"
                 )
     return tuple(by_id[i] for i in range(len(by_id)))
 
@@ -304,7 +308,7 @@ def _activation(raw: dict[str, Any], task: Task, num_labels: int | None) -> Acti
         "multi_label_classification": "sigmoid",
         "regression": "identity",
     }
-    if problem_type not in known:
+    if not isinstance(problem_type, str | None) or problem_type not in known:
         raise CheckpointError(
             f"config.json says problem_type {problem_type!r}, expected one of "
             f"{', '.join(str(k) for k in known if k)}"

@@ -3,6 +3,7 @@
 Every field is honoured, known to have no effect, or refused with an error that names it.
 """
 
+import math
 from typing import Any, NoReturn, cast
 
 from segcli.artifact import Interpolation, Preprocessing, Task
@@ -17,12 +18,15 @@ _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "segformer": {
         "size": {"height": 512, "width": 512},
+        # One integer is a square here, the shorter side in MobileNetV2's processor.
+        "default_to_square": True,
         "do_center_crop": False,
         "image_mean": IMAGENET_MEAN,
         "image_std": IMAGENET_STD,
     },
     "mobilenet_v2": {
         "size": {"shortest_edge": 256},
+        "default_to_square": False,
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
         "image_mean": (0.5, 0.5, 0.5),
@@ -32,7 +36,7 @@ _PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 _PROCESSOR_FIELDS = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale"),
     *("rescale_factor", "do_normalize", "image_mean", "image_std"),
-    *("do_reduce_labels", "reduce_labels"),
+    *("do_reduce_labels", "reduce_labels", "default_to_square"),
 }
 _PROCESSOR_NO_EFFECT = {
     *(
@@ -44,7 +48,6 @@ _PROCESSOR_NO_EFFECT = {
     *("do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device"),
     *(
         "disable_grouping",
-        "default_to_square",
         "_valid_processor_keys",
         "image_seq_length",
     ),
@@ -89,30 +92,35 @@ def preprocessing(
             notes.append(
                 f"preprocessor_config.json says {name!r}, which is no known field: not used"
             )
-    given = {k: v for k, v in raw.items() if v is not None}
     config = {
         "resample": 2,
         "rescale_factor": 1 / 255,
         **_PROCESSOR_DEFAULTS[family],
-        **given,
+        **raw,
     }
 
     resize: dict[str, Any] = {"resize": "none"}
     if _flag(config, "do_resize", True):
-        resize = _resize_of(config["size"], family)
+        resize = _resize_of(config["size"], _flag(config, "default_to_square", False))
     crop_hw = None
-    if _flag(config, "do_center_crop", False):
+    if family == "segformer":
+        if config["do_center_crop"]:
+            notes.append("do_center_crop has no effect: SegFormer's processor never crops")
+    elif _flag(config, "do_center_crop", False):
         crop_hw = _crop_of(config.get("crop_size"))
         if task == "segmentation":
             notes.append("the processor's centre crop is left out: a mask covers the whole picture")
             crop_hw = None
     mean = std = None
     if _flag(config, "do_normalize", True):
-        mean, std = _triple(config, "image_mean"), _triple(config, "image_std")
+        mean, std = (
+            _triple(config, "image_mean", least=-math.inf),
+            _triple(config, "image_std", least=0),
+        )
     rescale = None
     if _flag(config, "do_rescale", True):
         rescale = config["rescale_factor"]
-        if not isinstance(rescale, int | float) or isinstance(rescale, bool) or not rescale > 0:
+        if not _is_number(rescale) or not rescale > 0:
             _refuse("rescale_factor", rescale, "a positive number")
     resample = config["resample"]
     if type(resample) is not int or not 0 <= resample < len(_RESAMPLE):
@@ -129,11 +137,9 @@ def preprocessing(
     return record, reduce_labels, notes
 
 
-def _resize_of(size: object, family: str) -> dict[str, Any]:
+def _resize_of(size: object, default_to_square: bool) -> dict[str, Any]:
     if _is_length(size):
-        # One integer was a square for SegFormer's feature extractor, the shorter side for
-        # MobileNetV2's.
-        if family == "segformer":
+        if default_to_square:
             return {"resize": "squash", "size_hw": (size, size)}
         return {"resize": "shortest_edge", "shortest_edge": size}
     if isinstance(size, dict):
@@ -156,24 +162,25 @@ def _crop_of(size: object) -> tuple[int, int]:
     _refuse("crop_size", size, "an integer, or height and width")
 
 
-def _triple(config: dict[str, Any], name: str) -> tuple[float, ...]:
+def _triple(config: dict[str, Any], name: str, *, least: float) -> tuple[float, ...]:
     value = config[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = [value] * 3
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) != 3
-        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-    ):
-        _refuse(name, value, "three numbers")
-    return tuple(float(v) for v in value)
+    triple = value if isinstance(value, list | tuple) else [value] * 3
+    if len(triple) != 3 or not all(_is_number(v) and v > least for v in triple):
+        _refuse(name, value, f"three numbers{' above 0' if least == 0 else ''}")
+    return tuple(float(v) for v in triple)
 
 
 def _flag(config: dict[str, Any], name: str, default: bool) -> bool:
     value = config.get(name, default)
+    if value is None:  # as good as false in the reference: it asks `if do_resize:`
+        return False
     if not isinstance(value, bool):
         _refuse(name, value, "true or false")
     return bool(value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast("float", value))
 
 
 def _is_length(value: object) -> bool:

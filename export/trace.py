@@ -8,10 +8,10 @@ import contextlib
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -19,11 +19,11 @@ from torch import nn
 from torch.export import Dim
 
 import segcli
-from segcli.artifact import ModelCard, Preprocessing, Task
+from segcli.artifact import ModelCard, Preprocessing, Rgb, Task
 from segcli.errors import CheckpointError, ExportError
 from segcli.export import hf_config, hf_processor, verify
 from segcli.export.by_shapes import NetworkConfig
-from segcli.export.checkpoints import find_weights, load_strict, read_weights
+from segcli.export.checkpoints import Weights, find_weights, load_strict, read_weights
 from segcli.export.fold import fold
 from segcli.export.half import store_as_fp16
 from segcli.export.mobilenet_v2 import (
@@ -86,7 +86,7 @@ class ExportRequest:
     labels: Labels | None = None
     size_hw: tuple[int, int] | None = None
     num_classes: int | None = None
-    storage: str = "fp32"
+    storage: Literal["fp32", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,17 @@ def build_module(network: NetworkConfig, task: Task) -> nn.Module:
     return module
 
 
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint as read: tensors, and what its configs say."""
+
+    weights: Weights
+    config: hf_config.ModelConfig
+    preprocessing: Preprocessing
+    reduce_labels: bool
+    notes: tuple[str, ...]
+
+
 def export_model(request: ExportRequest) -> ExportReport:
     """Returns the .onnx of a checkpoint; writes nothing.
 
@@ -123,9 +134,32 @@ def export_model(request: ExportRequest) -> ExportReport:
         ExportError: The graph does not reproduce the reference.
     """
     _check_size(request.size_hw)
-    weights_path = find_weights(request.checkpoint)
-    weights = read_weights(weights_path)
-    folder = weights_path.parent
+    checkpoint = _read(request)
+    with torch.no_grad():
+        reference = _reference(checkpoint)
+        folded = build_module(checkpoint.config.network, checkpoint.config.task)
+        folded.load_state_dict(reference.state_dict())
+        folds = fold(folded)
+        proto = trace(folded, request.size_hw)
+        verification = verify.compare(proto, reference, request.size_hw, verify.TOLERANCE)
+        if request.storage == "fp16":
+            store_as_fp16(proto)
+            rounded = verify.compare(proto, reference, request.size_hw, verify.FP16_TOLERANCE)
+            verification["fp16_max_rel_diff"] = rounded["max_rel_diff"]
+    card = _card(request, checkpoint, proto, folds, verification)
+    onnx.helper.set_model_props(proto, card.to_metadata())
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph of {request.name!r} is not valid ONNX: {error}") from error
+    data = proto.SerializeToString(deterministic=True)
+    parameters = sum(p.numel() for p in reference.parameters())
+    return ExportReport(card, data, hashlib.sha256(data).hexdigest(), parameters, checkpoint.notes)
+
+
+def _read(request: ExportRequest) -> _Checkpoint:
+    weights = read_weights(find_weights(request.checkpoint))
+    folder = weights.path.parent
     config = hf_config.resolve(
         hf_config.read_json(folder / "config.json"),
         weights.state,
@@ -134,59 +168,65 @@ def export_model(request: ExportRequest) -> ExportReport:
         variant=request.variant,
         labels=request.labels.names if request.labels else None,
     )
-    if request.num_classes not in (None, config.network.num_labels) and config.class_names:
+    found = config.network.num_labels
+    if config.class_names and request.num_classes not in (None, found):
         raise CheckpointError(
-            f"{request.source} has {config.network.num_labels} classes, "
-            f"expected {request.num_classes}"
+            f"{request.source} has {found} classes, expected {request.num_classes}"
         )
-    preprocessing, reduce_labels, notes = hf_processor.preprocessing(
-        hf_config.read_json(folder / "preprocessor_config.json"), weights.family, config.task
-    )
     if config.network.num_channels != 3:
         raise CheckpointError(
             f"config.json says num_channels {config.network.num_channels}, expected 3: "
             "segcli reads RGB pictures"
         )
+    preprocessing, reduce_labels, notes = hf_processor.preprocessing(
+        hf_config.read_json(folder / "preprocessor_config.json"), weights.family, config.task
+    )
     if request.size_hw:
         preprocessing = _at_fixed_size(preprocessing, request.size_hw)
+    return _Checkpoint(
+        weights, config, preprocessing, reduce_labels, (*weights.notes, *config.notes, *notes)
+    )
 
-    with torch.no_grad():
-        model = build_module(config.network, config.task)
-        state = weights.state
-        if config.task == "features":
-            # A checkpoint with a head may give its features: the head is then left out on purpose.
-            state = {k: v for k, v in state.items() if k.startswith(weights.family)}
-        load_strict(model, state, weights_path)
-        parameters = sum(p.numel() for p in model.parameters())
-        folded = build_module(config.network, config.task)
-        folded.load_state_dict(model.state_dict())
-        folds = fold(folded)
-        proto = trace(folded, request.size_hw)
-        verification = verify.compare(proto, model, request.size_hw, verify.TOLERANCE)
-        if request.storage == "fp16":
-            store_as_fp16(proto)
-            rounded = verify.compare(proto, model, request.size_hw, verify.FP16_TOLERANCE)
-            verification["fp16_max_rel_diff"] = rounded["max_rel_diff"]
 
+def _reference(checkpoint: _Checkpoint) -> nn.Module:
+    """Returns the module with the checkpoint's weights, as the papers have it."""
+    weights, config = checkpoint.weights, checkpoint.config
+    state = weights.state
+    if config.task == "features":
+        # A checkpoint with a head may give its features: the head is then left out on purpose.
+        state = {k: v for k, v in state.items() if k.startswith(f"{weights.family}.")}
+    module = build_module(config.network, config.task)
+    load_strict(module, state, weights.path)
+    return module
+
+
+def _card(
+    request: ExportRequest,
+    checkpoint: _Checkpoint,
+    proto: onnx.ModelProto,
+    folds: tuple[str, ...],
+    verification: dict[str, Any],
+) -> ModelCard:
+    weights, config = checkpoint.weights, checkpoint.config
     names = config.class_names
-    palette: Sequence[tuple[int, int, int]] = ()
+    palette: tuple[Rgb, ...] = ()
     if config.task == "segmentation":
         if config.activation == "sigmoid":
             # One logit says foreground: its map has two values.
             names = ("background", *names)
-        colors = request.labels.palette if request.labels else None
-        palette = colors if colors and len(colors) == len(names) else dataset_palette(names)
-    card = ModelCard(
+        own = request.labels.palette if request.labels else None
+        palette = own if own and len(own) == len(names) else dataset_palette(names)
+    return ModelCard(
         name=request.name,
         task=config.task,
         family=weights.family,
         variant=config.variant,
         class_names=names,
-        palette=tuple(palette),
-        preprocessing=preprocessing,
+        palette=palette,
+        preprocessing=checkpoint.preprocessing,
         activation=config.activation,
         ignore_index=config.ignore_index,
-        reduce_labels=reduce_labels,
+        reduce_labels=checkpoint.reduce_labels,
         output_names=tuple(o.name for o in proto.graph.output),
         source=request.source,
         revision=request.revision,
@@ -195,26 +235,13 @@ def export_model(request: ExportRequest) -> ExportReport:
         license_note=request.license_note,
         opset=OPSET,
         folds=folds,
-        storage="fp16" if request.storage == "fp16" else "fp32",
+        storage=request.storage,
         versions={
             "segcli": segcli.__version__,
             "torch": torch.__version__,
             "onnx": onnx.__version__,
         },
         verification=verification,
-    )
-    onnx.helper.set_model_props(proto, card.to_metadata())
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph of {request.name!r} is not valid ONNX: {error}") from error
-    data = proto.SerializeToString(deterministic=True)
-    return ExportReport(
-        card,
-        data,
-        hashlib.sha256(data).hexdigest(),
-        parameters,
-        (*weights.notes, *config.notes, *notes),
     )
 
 

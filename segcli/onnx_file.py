@@ -40,16 +40,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         ArtifactError: It is not an ONNX model, or keeps tensors in other files.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            view = memoryview(data)
-            try:
-                return parse_metadata(view, str(path))
-            finally:
-                view.release()
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise ModelNotFound(f"no model file at {str(path)!r}") from error
     except (OSError, ValueError) as error:  # mmap refuses an empty file with ValueError
         raise ArtifactError(f"cannot read {str(path)!r}: {error}") from error
+    # It closes with its last view. Closing it here fails on a damaged file, where the traceback
+    # of the error still holds some.
+    return parse_metadata(memoryview(data), str(path))
 
 
 def parse_metadata(data: Buffer, path: str) -> dict[str, str]:

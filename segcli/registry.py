@@ -205,7 +205,8 @@ def _spec(name: str, entry: Entry, licenses: dict[str, _License], folder: Path |
     checkpoint = None
     if found == ["checkpoint"] and folder is not None:
         try:
-            checkpoint = folder / Path(place).expanduser()
+            # The cache knows a model by this: two folders may hold the same relative path.
+            checkpoint = (folder / Path(place).expanduser()).absolute()
         except RuntimeError as error:
             raise entry.wrong("checkpoint", "a path under a known home") from error
     elif found == ["embedded"] and ("/" in place or not place.endswith(".onnx")):

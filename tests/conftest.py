@@ -1,10 +1,13 @@
 """Fixtures for every test: tiny graphs, tiny pictures, the data beside the checkout."""
 
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -17,6 +20,8 @@ from PIL import Image
 
 from segcli.artifact import ModelCard, Preprocessing
 from segcli.cli.app import run
+from segcli.registry import load_registry
+from segcli.store import CacheEntry, cached_path, sha256_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -171,3 +176,76 @@ def segcli_process(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def check_record() -> Callable[[object], None]:
+    """Validates one record against the JSON Schema that ships with the package."""
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads((files("segcli.data") / "record.schema.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema).validate
+
+
+@pytest.fixture
+def own_registry(tmp_path: Path) -> Callable[..., Path]:
+    """Writes own.yaml, a registry of one model whose weights are a local checkpoint."""
+
+    def make(name: str, *, task: str = "segmentation", checkpoint: str = "checkpoint") -> Path:
+        path = tmp_path / "own.yaml"
+        path.write_text(
+            f"schema: 1\nmodels:\n  {name}:\n    family: segformer\n    variant: b0\n"
+            f"    task: {task}\n    checkpoint: {checkpoint}\n"
+            "    license: {name: MIT, url: 'https://example.org'}\n"
+        )
+        return path
+
+    return make
+
+
+@pytest.fixture
+def cached_model(own_registry: Callable[..., Path]) -> Callable[..., Path]:
+    """Puts a model file into the cache as if it had been exported from own.yaml."""
+
+    def make(name: str, model: Path, *, task: str = "segmentation") -> Path:
+        registry = own_registry(name, task=task)
+        spec = load_registry(registry).get(name)
+        data = model.read_bytes()
+        path = cached_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        entry = CacheEntry(spec.source, spec.revision, "", sha256_of(path), len(data))
+        path.with_suffix(".json").write_text(json.dumps(asdict(entry)))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a SegFormer with few random weights and three classes."""
+    import torch
+    from safetensors.torch import save_file
+
+    from segcli.export.segformer import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        num_labels=3,
+        depths=(1, 1, 1, 1),
+        hidden_sizes=(8, 8, 16, 16),
+        num_attention_heads=(1, 1, 2, 2),
+        mlp_ratios=(2, 2, 2, 2),
+        decoder_hidden_size=8,
+    )
+    torch.manual_seed(0)
+    model = SegformerForSemanticSegmentation(config)
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-segformer"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    labels = {"0": "red", "1": "green", "2": "blue"}
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "segformer", **asdict(config), "id2label": labels})
+    )
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Tiny\n")
+    return folder

@@ -34,7 +34,7 @@ GROUPS = (
 # Segmentation.overlay() is drawn by render, imported when it is called.
 EXCEPTIONS = {("results", "render")}
 
-PURE = ("resize", "preprocess", "postprocess", "render", "evaluate")
+PURE = ("preprocess", "postprocess", "render", "evaluate")
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
 
 
@@ -138,6 +138,11 @@ def test_exception_of_results_is_lazy():
 def test_only_importer(package, room):
     files = [*own_files(), *EXPORT.glob("*.py")]
     assert [p.name for p in files if any(i.top == package for i in imports(p))] == [room]
+
+
+def test_pillow_decodes_and_resizes():
+    users = {p.name for p in own_files() if any(i.top == "PIL" for i in imports(p))}
+    assert users == {"image_io.py", "resize.py"}
 
 
 def test_export_is_imported_by_two_rooms_inside_functions():

@@ -57,6 +57,7 @@ def root(
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
+    _open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -91,6 +92,17 @@ def run(args: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return ExitCode.OK
+
+
+def _open_standard_streams() -> None:
+    # Where one is closed Python has None, and the next file opened would get its number.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def _trace(debug: bool) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from segcli.errors import SegcliError
+from segcli.errors import OutputError, SegcliError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -38,6 +38,7 @@ class Results:
 
         Raises:
             ReaderGone: The reader went away.
+            OutputError: It cannot be written, a full disk for instance.
         """
         try:
             if self._descriptor is None:
@@ -48,6 +49,8 @@ class Results:
                     view = view[os.write(self._descriptor, view) :]
         except BrokenPipeError as error:
             raise ReaderGone from error
+        except OSError as error:
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
         return len(data)
 
     def flush(self) -> None:

@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from segcli.errors import CheckpointError  # noqa: E402
-from segcli.export.activations import ACTIVATIONS  # noqa: E402
-from segcli.export.mobilenet_v2 import (  # noqa: E402
+from segcli.errors import CheckpointError
+from segcli.export.activations import ACTIVATIONS
+from segcli.export.mobilenet_v2 import (
     DOMAINS,
     MobileNetV2Config,
     MobileNetV2Features,

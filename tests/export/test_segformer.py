@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from segcli.errors import CheckpointError  # noqa: E402
-from segcli.export.activations import ACTIVATIONS  # noqa: E402
-from segcli.export.segformer import (  # noqa: E402
+from segcli.errors import CheckpointError
+from segcli.export.activations import ACTIVATIONS
+from segcli.export.segformer import (
     VARIANTS,
     SegformerConfig,
     SegformerFeatures,
@@ -35,9 +35,7 @@ THREE_STAGES = {
 
 
 def our_config(values):
-    return SegformerConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
+    return SegformerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def their_config(values, **more):
@@ -189,7 +187,14 @@ def test_an_attention_layer_that_is_not_there_is_refused(tiny_segformer, layer):
 
 
 COUNTS = [0, -1, 2.0, True, "3", None, 1 << 40]
-LISTS = [(2, 2, 2), (2, 2, 2, 0), (2, 2, 2, -1), (2, 2, 2, 2.5), (2, 2, 2, True), (2, 2, 2, 1 << 40)]
+LISTS = [
+    (2, 2, 2),
+    (2, 2, 2, 0),
+    (2, 2, 2, -1),
+    (2, 2, 2, 2.5),
+    (2, 2, 2, True),
+    (2, 2, 2, 1 << 40),
+]
 BAD = {
     **dict.fromkeys(
         ("num_labels", "num_channels", "num_encoder_blocks", "decoder_hidden_size"), COUNTS
