@@ -180,7 +180,8 @@ def _flag(config: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(cast("float", value))
+    # As for the ModelCard: no NaN, and nothing absurd.
+    return type(value) in (int, float) and abs(cast("float", value)) <= 1e6
 
 
 def _is_length(value: object) -> bool:

@@ -256,9 +256,11 @@ def trace(model: nn.Module, size_hw: tuple[int, int] | None = None) -> onnx.Mode
     height, width = size_hw or (96, 160)
     # A dimension of 0 or 1 is taken for a constant while tracing, so the example has 2.
     example = torch.zeros(2, 3, height, width)
-    shapes: dict[int, Any] = {0: Dim("batch")}
+    # Not Dim("height"): SegFormer's reductions have guards against a few small sizes, at which the
+    # graph is right nevertheless, and for a named dimension torch.onnx traces all a second time.
+    shapes: dict[int, Any] = {0: Dim.DYNAMIC}
     if size_hw is None:
-        shapes |= {2: Dim("height", min=MIN_SIZE), 3: Dim("width", min=MIN_SIZE)}
+        shapes |= {2: Dim.DYNAMIC(min=MIN_SIZE), 3: Dim.DYNAMIC(min=MIN_SIZE)}
     names = getattr(model, "output_names", ("logits",))
     with torch.no_grad(), _quiet_tracing():
         try:
@@ -310,11 +312,20 @@ def _normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.graph.value_info[:]
     proto.graph.name = "segcli"
     proto.producer_name, proto.producer_version = "segcli", segcli.__version__
-    for output in proto.graph.output:
-        for axis, dim in enumerate(output.type.tensor_type.shape.dim):
-            if dim.dim_param and dim.dim_param != "batch":
-                dim.dim_param = f"{output.name}_dim_{axis}"
+    [pixel_values] = proto.graph.input
+    for value in (pixel_values, *proto.graph.output):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param:
+                dim.dim_param = _axis_name(value.name, axis)
     return proto
+
+
+def _axis_name(value: str, axis: int) -> str:
+    if axis == 0:
+        return "batch"
+    if value == "pixel_values":
+        return ("channels", "height", "width")[axis - 1]
+    return f"{value}_dim_{axis}"
 
 
 def _check_size(size_hw: tuple[int, int] | None) -> None:

@@ -64,12 +64,23 @@ class Preprocessing:
         lengths = (
             *(self.size_hw or ()),
             *(self.crop_hw or ()),
-            self.shortest_edge or 1,
+            *(() if self.shortest_edge is None else (self.shortest_edge,)),
         )
-        if any(not isinstance(n, int) or n < 1 or n > 1 << 16 for n in lengths):
+        pairs = (self.size_hw, self.crop_hw)
+        if any(p is not None and len(p) != 2 for p in pairs) or any(
+            type(n) is not int or n < 1 or n > 1 << 16 for n in lengths
+        ):
             raise ArtifactError(f"absurd preprocessing size {lengths}")
         if any(v is not None and len(v) != 3 for v in (self.mean, self.std)):
             raise ArtifactError("mean and std must have one value for each of R, G and B")
+        numbers = (
+            *(self.mean or ()),
+            *(self.std or ()),
+            1 if self.rescale is None else self.rescale,
+        )
+        # NaN passes no comparison.
+        if not all(type(n) in (int, float) and abs(n) <= 1e6 for n in numbers):
+            raise ArtifactError(f"rescale, mean and std must be numbers, found {numbers}")
         if self.std is not None and any(s <= 0 for s in self.std):
             raise ArtifactError(f"std must be positive, found {self.std}")
 
@@ -137,13 +148,18 @@ class ModelCard:
             raise ArtifactError(f"unknown task {self.task!r}")
         if self.activation not in get_args(Activation):
             raise ArtifactError(f"unknown activation {self.activation!r}")
+        if self.storage not in ("fp32", "fp16"):
+            raise ArtifactError(f"unknown storage {self.storage!r}")
         if self.task != "features" and not self.class_names:
             raise ArtifactError(f"a {self.task} model without class names")
         if self.task == "segmentation" and len(self.palette) != len(self.class_names):
             raise ArtifactError(
                 f"{len(self.palette)} palette colours for {len(self.class_names)} classes"
             )
-        if any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in self.palette):
+        if any(
+            len(c) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in c)
+            for c in self.palette
+        ):
             raise ArtifactError("palette colours must be three values in 0..255")
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,11 +219,28 @@ def _from_dict(raw: dict[str, Any]) -> ModelCard:
     known = {f.name for f in fields(ModelCard)}
     # Within a schema number fields are only added, so an older reader skips the new ones.
     values: dict[str, Any] = {k: v for k, v in raw.items() if k in known}
+    for name, value in values.items():
+        expected = _JSON_TYPES.get(name, str)
+        if type(value) is not expected:
+            raise ArtifactError(f"{name} is {value!r:.40}, expected {expected.__name__}")
     pre = {f.name: raw["preprocessing"].get(f.name) for f in fields(Preprocessing)}
     for key in ("size_hw", "crop_hw", "mean", "std"):
         pre[key] = None if pre[key] is None else tuple(pre[key])
     values["preprocessing"] = Preprocessing(**pre)
     for key in ("class_names", "output_names", "folds"):
-        values[key] = tuple(str(v) for v in values.get(key, ()))
-    values["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in raw["palette"])
+        names = values.get(key, [])
+        if not all(isinstance(v, str) for v in names):
+            raise ArtifactError(f"{key} is {names!r:.40}, expected strings")
+        if key in values:
+            values[key] = tuple(names)
+    values["palette"] = tuple(tuple(color) for color in raw["palette"])
     return ModelCard(**values)
+
+
+# What each field is in JSON, where it is no string.
+_JSON_TYPES: dict[str, type] = {
+    **dict.fromkeys(("class_names", "palette", "output_names", "folds"), list),
+    **dict.fromkeys(("preprocessing", "versions", "verification"), dict),
+    **dict.fromkeys(("align_corners", "reduce_labels"), bool),
+    **dict.fromkeys(("opset", "ignore_index"), int),
+}

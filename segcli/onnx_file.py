@@ -11,15 +11,20 @@ from pathlib import Path
 
 from segcli.errors import ArtifactError, ModelNotFound
 
-# ModelProto: graph, metadata_props. GraphProto: node, initializer, sparse_initializer.
-# NodeProto: attribute. AttributeProto: t, g, tensors, graphs. TensorProto: data_location.
+# ModelProto: graph, metadata_props, training_info, functions. GraphProto: node, initializer,
+# sparse_initializer. NodeProto: attribute. AttributeProto: t, g, tensors, graphs, sparse_tensor(s).
+# SparseTensorProto: values, indices. FunctionProto: node, attribute_proto. TrainingInfoProto:
+# initialization, algorithm. TensorProto: data_location.
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14
+_MODEL_CHILDREN = {_MODEL_GRAPH: "graph", 20: "training", 25: "function"}
 _TENSORS = {"graph": (5,), "attribute": (5, 10), "sparse": (1, 2)}
 _CHILDREN = {
     "graph": {1: "node", 15: "sparse"},
     "node": {5: "attribute"},
-    "attribute": {6: "graph", 11: "graph"},
+    "attribute": {6: "graph", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {},
+    "function": {7: "node", 11: "attribute"},
+    "training": {1: "graph", 2: "graph"},
 }
 _DATA_LOCATION, _EXTERNAL = 14, 1
 
@@ -68,9 +73,9 @@ def parse_metadata(data: Buffer, path: str) -> dict[str, str]:
             if number == _MODEL_METADATA and isinstance(value, memoryview):
                 entry = {k: bytes(v) for k, v in _fields(value) if isinstance(v, memoryview)}
                 metadata[entry.get(1, b"").decode()] = entry.get(2, b"").decode()
-            elif number == _MODEL_GRAPH and isinstance(value, memoryview):
-                graphs += 1
-                if _has_external_data(value, "graph", 0):
+            elif number in _MODEL_CHILDREN and isinstance(value, memoryview):
+                graphs += number == _MODEL_GRAPH
+                if _has_external_data(value, _MODEL_CHILDREN[number], 0):
                     raise ArtifactError(
                         f"{path!r} keeps weights in another file; segcli reads one file a model",
                         hint="export the model again with 'segcli export'",
@@ -89,7 +94,7 @@ def _has_external_data(data: Buffer, kind: str, depth: int) -> bool:
         if not isinstance(value, memoryview):
             continue
         if number in _TENSORS.get(kind, ()):
-            if any(n == _DATA_LOCATION and v == _EXTERNAL for n, v in _fields(value)):
+            if any(n == _DATA_LOCATION and _enum(v) == _EXTERNAL for n, v in _fields(value)):
                 return True
         elif number in _CHILDREN[kind] and _has_external_data(
             value, _CHILDREN[kind][number], depth + 1
@@ -124,6 +129,11 @@ def _fields(data: Buffer) -> Iterator[tuple[int, int | Buffer]]:
         if number == 0:
             raise ValueError(f"field number 0 at byte {at}")
         yield number, value
+
+
+def _enum(value: int | Buffer) -> int | None:
+    # Protobuf cuts an enum to 32 bits.
+    return value & 0xFFFFFFFF if isinstance(value, int) else None
 
 
 def _varint(data: Buffer, at: int) -> tuple[int, int]:

@@ -74,15 +74,7 @@ class Session:
             self._session = _open(model, options, provider, number)
             self._prove(provider, device)
         self.provider: str = self._session.get_providers()[0]
-        [first, *rest] = self._session.get_inputs()
-        if rest or len(first.shape) != 4:
-            raise ArtifactError(
-                f"the graph takes {1 + len(rest)} inputs, the first of shape {first.shape}; "
-                "expected one of (N, 3, H, W)"
-            )
-        self._input = first.name
-        height, width = first.shape[2:]
-        self.input_hw = (height, width) if isinstance(height, int) else None
+        self._input, self.input_hw = _check_input(self._session.get_inputs())
         self.output_names = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, batch: npt.NDArray[np.float32]) -> list[npt.NDArray[Any]]:
@@ -115,6 +107,19 @@ class Session:
                 f"ONNX Runtime {ort.__version__} took {active[0]}",
                 hint="'segcli doctor' says what is missing; --device auto or cpu runs without it",
             )
+
+
+def _check_input(inputs: list[Any]) -> tuple[str, tuple[int, int] | None]:
+    """Returns the name of the one input, and its height and width if they are fixed."""
+    if len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(inputs[0].shape) == 4:
+        _, channels, height, width = inputs[0].shape  # a dynamic one is a string or None
+        if channels == 3 or not isinstance(channels, int):
+            if isinstance(height, int) and isinstance(width, int):
+                return inputs[0].name, (height, width)
+            if not isinstance(height, int) and not isinstance(width, int):
+                return inputs[0].name, None
+    found = ", ".join(f"{i.type} {i.shape}" for i in inputs) or "nothing"
+    raise ArtifactError(f"the graph takes {found}, expected one of float32 (N, 3, H, W)")
 
 
 def parse_device(device: str) -> tuple[str, int]:

@@ -610,7 +610,7 @@ def test_names_that_are_not_utf8_keep_their_bytes(segcli_process, picture, tiny,
         pytest.skip("the file system refuses such names")
     done = segcli_process("segment", "-m", tiny, name, "-o", "out/")
     assert (done.returncode, done.stdout) == (0, b"out/caf\xe9.png\n")
-    assert os.listdir(b"out") == [name]
+    assert [os.fsencode(p.name) for p in Path("out").iterdir()] == [name]
     done = segcli_process("segment", "-m", tiny, name, "-o", "out/", "--jsonl")
     assert b'"caf\\udce9.png"' in done.stdout
     done = segcli_process("segment", "-m", tiny, name + b".no", "a.png", "-o", "out/")

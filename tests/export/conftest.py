@@ -1,5 +1,7 @@
 """What the export tests share: random networks, both implementations side by side."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -41,13 +43,34 @@ def _randomize(model):
     return model.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomize():
     """Fills a model with weights that leave no layer without an effect."""
     return _randomize
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def calibrate():
+    """Gives batch norms the statistics of their input, as training does.
+
+    A deep chain of others is chaotic: rounding alone then moves its logits by 1e-4.
+    """
+
+    def calibrate(model):
+        import torch
+
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            model.train()(torch.randn(4, 3, 97, 131))
+        assert all(norm.num_batches_tracked == 1 for norm in norms[:-1])
+        return model.eval()
+
+    return calibrate
+
+
+@pytest.fixture(scope="session")
 def tiny_segformer():
     """Returns the config.json fields of a SegFormer small enough to export in seconds."""
     return dict(TINY_SEGFORMER)
@@ -78,14 +101,12 @@ def ours_like(hub_state):
     return ours_like
 
 
-@pytest.fixture
-def save_checkpoint(tmp_path):
+@pytest.fixture(scope="session")
+def save_checkpoint(tmp_path_factory):
     """Writes a transformers model as a Hugging Face folder, under the names of the hub."""
 
-    def save_checkpoint(model, name="checkpoint", processor=None, **changes):
-        import json
-
-        folder = tmp_path / name
+    def save_checkpoint(model, processor=None, **changes):
+        folder = tmp_path_factory.mktemp("checkpoint")
         model.save_pretrained(folder)
         path = folder / "config.json"
         config = json.loads(path.read_text()) | changes
@@ -106,7 +127,7 @@ def _relative(ours, theirs):
     return float(np.abs(ours - theirs).max() / scale)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def relative():
     """Returns the largest difference, relative to the largest value of the reference."""
     return _relative

@@ -137,7 +137,7 @@ def test_mobilenets_with_and_without_a_head(tmp_path, randomize, save_checkpoint
         theirs = randomize(theirs_class(transformers.MobileNetV2Config(**values)))
         path = tmp_path / f"{theirs_class.__name__}.bin"
         torch.save(theirs.state_dict(), path)
-        for file in (path, find_weights(save_checkpoint(theirs, theirs_class.__name__))):
+        for file in (path, find_weights(save_checkpoint(theirs))):
             weights = read_weights(file)
             assert weights.family == "mobilenet_v2"
             load_strict(ours_class(MobileNetV2Config(**values)), weights.state, file)

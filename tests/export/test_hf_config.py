@@ -526,7 +526,7 @@ def test_a_variant_may_be_named():
     ],
 )
 def test_a_variant_that_is_none_is_refused(family, variant):
-    with pytest.raises(CheckpointError, match="variant|depth_multiplier"):
+    with pytest.raises(CheckpointError, match=r"variant|depth_multiplier"):
         resolve(None, shapes(family, "features"), family=family, variant=variant)
 
 

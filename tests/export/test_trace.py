@@ -344,7 +344,7 @@ def test_a_wrong_rewrite_is_caught(segformer, monkeypatch):
         return names
 
     monkeypatch.setattr(trace_room, "fold", wrong)
-    with pytest.raises(ExportError, match="differs from PyTorch by .* nothing was written"):
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .* nothing was written"):
         export_model(request(folder))
 
 

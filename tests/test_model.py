@@ -1,0 +1,238 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import segcli
+from segcli import load
+from segcli.artifact import Preprocessing
+from segcli.errors import (
+    ArtifactError,
+    ImageDecodeError,
+    ImageMissing,
+    InferenceError,
+    ModelNotFound,
+    UsageError,
+)
+
+
+@pytest.fixture
+def image():
+    """(6, 8, 3): left half red, right half blue."""
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    pixels[:, :4, 0] = 255
+    pixels[:, 4:, 2] = 255
+    return pixels
+
+
+@pytest.fixture
+def change():
+    """Edits a model file in place."""
+
+    def edit(path, function):
+        model = onnx.load(path)
+        function(model.graph)
+        onnx.save(model, path)
+        return path
+
+    return edit
+
+
+def keep_channels(count):
+    """Makes a graph give its first channels only."""
+
+    def edit(graph):
+        weights = np.eye(3, dtype=np.float32)[:count, :, None, None]
+        del graph.node[:]
+        graph.node.append(helper.make_node("Conv", ["pixel_values", "w"], ["logits"]))
+        graph.initializer.append(numpy_helper.from_array(weights, "w"))
+        graph.output[0].type.tensor_type.shape.dim[1].dim_value = count
+
+    return edit
+
+
+def test_lazy_names():
+    assert set(segcli.__all__) <= {*dir(segcli), *segcli._HOMES}
+    for name in segcli.__all__:
+        assert getattr(segcli, name)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = segcli.nonsense
+
+
+def test_segmentation(tiny_model, image):
+    model = load(tiny_model())
+    result = model(image)
+    assert isinstance(result, segcli.Segmentation)
+    assert result.class_map.dtype == np.uint8
+    assert (result.class_map == [0, 0, 0, 0, 2, 2, 2, 2]).all()
+    assert [(c.name, c.pixels, c.fraction) for c in result.classes] == [
+        ("red", 24, 0.5),
+        ("blue", 24, 0.5),
+    ]
+    assert result.provider == model.provider
+    overlay = result.overlay()
+    assert (overlay.shape, overlay.dtype) == (image.shape, np.uint8)
+    assert (result.overlay(0.0) == image).all()
+    assert (result.overlay(1.0)[0, 0] == (200, 0, 0)).all()
+
+
+def test_path_of_an_image(tiny_model, picture, image, tmp_path):
+    model = load(str(tiny_model()), device="cpu", threads=1)
+    path = picture()
+    for given in (path, str(path)):
+        assert (model(given).class_map == model(image).class_map).all()
+    with pytest.raises(ImageMissing):
+        model(tmp_path / "none.png")
+    path.write_bytes(b"no picture")
+    with pytest.raises(ImageDecodeError):
+        model(path)
+
+
+def test_default_model_needs_no_network(image):
+    result = load(offline=True)(image)
+    assert result.class_map.shape == (6, 8)
+    assert "sky" in result.class_names
+
+
+def test_classification(tiny_model, image):
+    result = load(tiny_model(task="classification", palette=()))(image)
+    assert isinstance(result, segcli.Classification)
+    assert [label.name for label in result.labels[:5]] == ["red", "blue", "green"]
+    assert result.labels[0].score == result.labels[1].score > result.labels[2].score
+    assert sum(label.score for label in result.labels) == pytest.approx(1)
+    assert result.size_hw == (6, 8)
+
+
+def test_image_is_not_changed(tiny_model, image):
+    before = image.copy()
+    image.flags.writeable = False
+    load(tiny_model())(image).overlay()
+    assert (image == before).all()
+
+
+def test_strided_image(tiny_model, image):
+    model = load(tiny_model())
+    found = model(image[::-1, ::-1]).class_map
+    assert (found == [2, 2, 2, 2, 0, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((6, 8), np.uint8),
+        np.zeros((6, 8, 4), np.uint8),
+        np.zeros((3, 6, 8), np.uint8),
+        np.zeros((1, 6, 8, 3), np.uint8),
+        np.zeros((6, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=lambda a: f"{a.shape}{a.dtype}",
+)
+def test_wrong_arrays(tiny_model, wrong):
+    with pytest.raises(UsageError, match=r"expected \(H, W, 3\) uint8 RGB"):
+        load(tiny_model())(wrong)
+
+
+def test_unknown_and_missing(tmp_path):
+    with pytest.raises(ModelNotFound, match="the nearest names are"):
+        load("nonsense")
+    with pytest.raises(ModelNotFound, match="no model file at"):
+        load(tmp_path / "none.onnx")
+    with pytest.raises(ModelNotFound, match="--offline"):
+        load("segformer-b2", offline=True)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 0.3, 0.5, 0.8, 0.99, -1])
+def test_cut_file(tiny_model, keep):
+    path = tiny_model()
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(ArtifactError):
+        load(path)
+
+
+def test_file_of_something_else(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    with pytest.raises(ArtifactError):
+        load(path)
+
+
+def test_fixed_size_graph(tiny_model, change, image):
+    def fix(graph):
+        for value in (graph.input[0], graph.output[0]):
+            for axis, size in ((2, 6), (3, 8)):
+                value.type.tensor_type.shape.dim[axis].dim_value = size
+
+    model = load(change(tiny_model(), fix))
+    assert model.session.input_hw == (6, 8)
+    assert model(image).class_map.shape == (6, 8)
+    with pytest.raises(InferenceError, match=r"takes 6x8 only.*gives 5x8"):
+        model(image[:5])
+    squash = Preprocessing(resize="squash", size_hw=(6, 8))
+    model = load(change(tiny_model(preprocessing=squash), fix))
+    assert model(image[:3]).class_map.shape == (3, 8)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_card_of_another_class_count(tiny_model, image, task):
+    names = ("one", "two")
+    palette = ((1, 1, 1), (2, 2, 2)) if task == "segmentation" else ()
+    model = load(tiny_model(task=task, class_names=names, palette=palette))
+    with pytest.raises(InferenceError, match="gives 3 classes, its card names 2"):
+        model(image)
+
+
+def test_card_of_another_task(tiny_model, change, image):
+    path = tiny_model()
+    model = onnx.load(path)
+    del model.graph.node[:]
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
+    model.graph.initializer.append(axes)
+    model.graph.node.append(
+        helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)
+    )
+    for _ in range(2):
+        model.graph.output[0].type.tensor_type.shape.dim.pop()
+    onnx.save(model, path)
+    with pytest.raises(InferenceError, match="expected 3 dimensions"):
+        load(path)(image)
+
+
+def test_one_channel_sigmoid(tiny_model, change, image):
+    shift = Preprocessing(resize="none", mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+    path = tiny_model(
+        class_names=("background", "red"),
+        palette=((0, 0, 0), (200, 0, 0)),
+        activation="sigmoid",
+        preprocessing=shift,
+    )
+    result = load(change(path, keep_channels(1)))(image)
+    assert (result.class_map == [1, 1, 1, 1, 0, 0, 0, 0]).all()
+    assert {c.name for c in result.classes} == {"background", "red"}
+
+
+def test_features_are_no_classes(tiny_model, image):
+    with pytest.raises(UsageError, match="gives features"):
+        load(tiny_model(task="features", class_names=(), palette=()))(image)
+
+
+def test_graph_that_fails(tiny_model, change, image):
+    def reshape(graph):
+        shape = numpy_helper.from_array(np.array([1, 3, 7, 7], np.int64), "shape")
+        graph.initializer.append(shape)
+        del graph.node[:]
+        graph.node.append(helper.make_node("Reshape", ["pixel_values", "shape"], ["logits"]))
+
+    with pytest.raises(InferenceError, match="the model failed"):
+        load(change(tiny_model(), reshape))(image)
+
+
+def test_several_threads_share_a_model(tiny_model, image):
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = load(tiny_model(), threads=1)
+    images = [np.roll(image, i, axis=1) for i in range(8)] * 4
+    with ThreadPoolExecutor(4) as pool:
+        for given, result in zip(images, pool.map(model, images), strict=True):
+            assert (result.class_map == np.where(given[..., 0] > 0, 0, 2)).all()

@@ -1,0 +1,215 @@
+import io
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from segcli import image_io
+from segcli.errors import ImageDecodeError
+from segcli.inputs import Source
+from segcli.model import Model
+from segcli.pipeline import RunOptions, SegmentOptions, classify_images, segment_images
+from segcli.writers import Claims, Format, OutputPlan
+
+WORKERS = 3
+# Under way per worker, and one read to see that there is more.
+AHEAD = WORKERS * 2 + 1
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def model(tiny_model):
+    return Model(tiny_model(), device="cpu", threads=1)
+
+
+@pytest.fixture
+def segment(model):
+    def call(sources, formats=(Format.MASK,), *, workers=WORKERS, fail_fast=False, **options):
+        return segment_images(
+            sources,
+            model,
+            Claims(),
+            SegmentOptions(plan=OutputPlan("folder", "out", formats), **options),
+            RunOptions(workers=workers, fail_fast=fail_fast),
+            stdin=io.BytesIO(),
+            write_stdout=lambda data: None,
+        )
+
+    return call
+
+
+class Counted:
+    """A source of pictures that counts how far it was read."""
+
+    def __init__(self, paths):
+        self.paths = list(paths)
+        self.read = 0
+
+    def __iter__(self):
+        for path in self.paths:
+            self.read += 1
+            yield Source(str(path), Path(path).name, "file")
+
+
+@pytest.fixture
+def pictures(picture):
+    def make(count):
+        for i in range(count):
+            picture(f"{i:03}.png", (8 + i % 5, 6), i % 8)
+        return Counted(f"{i:03}.png" for i in range(count))
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_order(segment, pictures, monkeypatch, workers):
+    real = image_io.decode_image
+
+    def uneven(data, path, **more):
+        # The earlier, the slower.
+        time.sleep(0.02 if path < "005" else 0)
+        return real(data, path, **more)
+
+    monkeypatch.setattr(image_io, "decode_image", uneven)
+    sources = pictures(20)
+    outcomes = list(segment(sources, workers=workers))
+    assert [o.path for o in outcomes] == sources.paths
+    assert {o.status for o in outcomes} == {"ok"}
+    assert [o.outputs for o in outcomes] == [(f"out/{p}",) for p in sources.paths]
+    assert all(Path(o.outputs[0]).is_file() for o in outcomes)
+    assert all(o.elapsed_ms > 0 for o in outcomes)
+
+
+def test_sources_are_taken_only_as_they_are_worked_on(segment, pictures):
+    sources = pictures(60)
+    outcomes = segment(sources)
+    assert sources.read == 0
+    for done, _ in enumerate(outcomes, 1):
+        assert sources.read <= done + AHEAD
+    assert done == 60
+
+
+def test_workers_run_at_once(segment, pictures, monkeypatch):
+    # Passes only where three images are decoded at the same time.
+    barrier = threading.Barrier(WORKERS, timeout=20)
+    real = image_io.decode_image
+
+    def meet(data, path, **more):
+        barrier.wait()
+        return real(data, path, **more)
+
+    monkeypatch.setattr(image_io, "decode_image", meet)
+    assert {o.status for o in segment(pictures(WORKERS * 2))} == {"ok"}
+
+
+def test_closing_early_stops(segment, pictures):
+    sources = pictures(60)
+    outcomes = segment(sources)
+    next(outcomes)
+    outcomes.close()
+    assert sources.read <= 1 + AHEAD
+    assert len(list(Path("out").iterdir())) <= 1 + AHEAD
+    assert not list(Path("out").glob(".*"))
+    assert not [t for t in threading.enumerate() if t.name.startswith("segcli")]
+
+
+def test_errors_are_outcomes(segment, pictures):
+    sources = pictures(6)
+    Path("002.png").write_text("damaged")
+    Path("004.png").unlink()
+    outcomes = list(segment(sources))
+    assert [o.status for o in outcomes] == ["ok", "ok", "error", "ok", "error", "ok"]
+    assert [o.error.code for o in outcomes if o.error] == ["decode", "missing"]
+    assert isinstance(outcomes[2].error, ImageDecodeError)
+    assert outcomes[2].outputs == ()
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_fail_fast(segment, pictures):
+    sources = pictures(60)
+    Path("002.png").write_text("damaged")
+    outcomes = list(segment(sources, fail_fast=True))
+    assert [o.status for o in outcomes] == ["ok", "ok", "error"]
+    assert sources.read <= 3 + AHEAD
+
+
+def test_fail_fast_at_the_very_end(segment, pictures):
+    sources = pictures(3)
+    Path("001.png").write_text("damaged")
+    assert [o.status for o in segment(sources, fail_fast=True)] == ["ok", "error"]
+
+
+def test_bug_in_a_worker_ends_the_run(segment, pictures, monkeypatch):
+    def broken(data, path, **more):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(image_io, "decode_image", broken)
+    with pytest.raises(ZeroDivisionError):
+        list(segment(pictures(60)))
+    assert not [t for t in threading.enumerate() if t.name.startswith("segcli")]
+
+
+def test_error_of_the_sources_ends_the_run(segment, pictures):
+    def failing():
+        yield from pictures(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(segment(failing()))
+
+
+def test_collision_goes_to_the_first_whatever_the_speed(segment, picture):
+    picture("a.png", (400, 400)), picture("sub/a.png", (8, 6))
+    sources = [Source("a.png", "a.png", "list"), Source("sub/a.png", "a.png", "list")]
+    outcomes = list(segment(sources))
+    assert [o.status for o in outcomes] == ["ok", "error"]
+    assert outcomes[1].error.code == "collision"
+    assert outcomes[0].size_hw == (400, 400)
+
+
+def test_skip_existing_reads_nothing(segment, pictures, monkeypatch):
+    sources = pictures(4)
+    list(segment(sources))
+    monkeypatch.setattr(image_io, "read_bytes", None)
+    outcomes = list(segment(sources, skip_existing=True))
+    assert {o.status for o in outcomes} == {"skipped"}
+    assert outcomes[0].outputs == ("out/000.png",)
+    assert outcomes[0].size_hw is None
+
+
+def test_skip_existing_wants_every_format(segment, pictures):
+    sources = pictures(2)
+    list(segment(sources))
+    Path("out/001.color.png").write_bytes(b"")
+    outcomes = list(segment(sources, (Format.MASK, Format.COLOR), skip_existing=True))
+    assert [o.status for o in outcomes] == ["ok", "skipped"]
+
+
+def test_leftovers_of_a_killed_run_go(segment, pictures):
+    Path("out").mkdir()
+    Path("out/.000.png.0123.segcli-part").touch()
+    Path("out/.other").touch()
+    list(segment(pictures(2)))
+    assert sorted(p.name for p in Path("out").iterdir()) == [".other", "000.png", "001.png"]
+
+
+def test_no_sources(segment):
+    assert list(segment([])) == []
+
+
+def test_classify(tiny_model, pictures):
+    model = Model(tiny_model(task="classification", palette=()), device="cpu")
+    sources = pictures(9)
+    Path("003.png").unlink()
+    outcomes = list(
+        classify_images(sources, model, 2, RunOptions(workers=WORKERS), stdin=io.BytesIO())
+    )
+    assert [o.path for o in outcomes] == sources.paths
+    assert outcomes[3].error.code == "missing"
+    assert {len(o.labels) for o in outcomes if o.labels} == {2}
+    assert outcomes[0].labels[0].name == "blue"
