@@ -144,7 +144,11 @@ def export_model(request: ExportRequest) -> ExportReport:
         verification = verify.compare(proto, reference, request.size_hw, verify.TOLERANCE)
         if request.storage == "fp16":
             store_as_fp16(proto)
-            rounded = verify.compare(proto, reference, request.size_hw, verify.FP16_TOLERANCE)
+            try:
+                rounded = verify.compare(proto, reference, request.size_hw, verify.FP16_TOLERANCE)
+            except ExportError as error:
+                hint = "these weights do not survive rounding to fp16: leave --weights at fp32"
+                raise ExportError(str(error), hint=hint) from error
             verification["fp16_max_rel_diff"] = rounded["max_rel_diff"]
     card = _card(request, checkpoint, proto, folds, verification)
     onnx.helper.set_model_props(proto, card.to_metadata())

@@ -34,7 +34,7 @@ class CacheEntry:
 
     Attributes:
         source: The registry's source when the file was made.
-        revision: The registry's revision then.
+        revision: The registry's revision then; of a local checkpoint when it was last changed.
         commit: The hub commit that this was.
         sha256: Digest of the .onnx.
         size_bytes: Its length.
@@ -75,9 +75,21 @@ def cache_entry(spec: ModelSpec) -> CacheEntry | None:
         size = path.stat().st_size
     except (OSError, ValueError, TypeError):
         return None
-    if (entry.source, entry.revision, entry.size_bytes) != (spec.source, spec.revision, size):
+    if (entry.source, entry.size_bytes) != (spec.source, size):
         return None
-    return entry
+    # A local checkpoint that is gone cannot be newer than what was made from it.
+    return entry if entry.revision == (_revision(spec) or entry.revision) else None
+
+
+def _revision(spec: ModelSpec) -> str:
+    """Returns what changes when a model's source does."""
+    if spec.checkpoint is None:
+        return spec.revision
+    folder = spec.checkpoint
+    try:
+        return str(max(p.stat().st_mtime_ns for p in (folder, *folder.glob("*"))))
+    except OSError:
+        return ""
 
 
 def locate(spec: ModelSpec) -> Path | None:
@@ -258,11 +270,11 @@ def checkpoint_request(
 def _export_into_cache(spec: ModelSpec, target: Path, *, offline: bool, tell: Tell) -> None:
     from segcli.export.trace import export_model
 
+    # Before the checkpoint is read: a change during the export makes the entry stale at once.
+    revision = _revision(spec)
     request = export_request(spec, offline=offline, tell=tell)
     report = export_model(request)
-    entry = CacheEntry(
-        spec.source, spec.revision, request.revision, report.sha256, len(report.data)
-    )
+    entry = CacheEntry(spec.source, revision, request.revision, report.sha256, len(report.data))
     # The description last: without it the model counts as absent.
     target.with_suffix(".json").unlink(missing_ok=True)
     write_atomic(str(target), report.data)

@@ -93,7 +93,7 @@ def test_cached(cached_model, tiny_model):
     assert locate(registry.get("mine")) is None
 
 
-@pytest.mark.parametrize("change", [{"revision": "v2"}, {"source": "other/repo"}])
+@pytest.mark.parametrize("change", [{"revision": "v2", "checkpoint": None}, {"source": "other/repo"}])
 def test_cached_from_elsewhere_is_stale(cached_model, tiny_model, change, tmp_path):
     cached_model("mine", tiny_model())
     spec = load_registry(tmp_path / "own.yaml").get("mine")
@@ -381,3 +381,12 @@ def test_no_connection(export):
     assert code == 3
     assert len(err.splitlines()) == 3, err
     assert "cannot fetch org/tiny@main" in err
+
+
+def test_a_changed_local_checkpoint_makes_the_export_stale(cached_model, tiny_model, tmp_path):
+    path = cached_model("mine", tiny_model())
+    spec = load_registry(tmp_path / "own.yaml").get("mine")
+    assert locate(spec) == path
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/model.safetensors").write_bytes(b"newer")
+    assert locate(spec) is None

@@ -71,6 +71,9 @@ def run(args: list[str]) -> int:
     try:
         app(args=args, prog_name="segcli")
     except SystemExit as error:
+        # Typer has made one of Ctrl-C, too.
+        if error.code == ExitCode.INTERRUPTED:
+            console.say("segcli: interrupted")
         return error.code if isinstance(error.code, int) else ExitCode.BUG
     except SegcliError as error:
         console.show_error(error)
@@ -78,9 +81,6 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except console.ReaderGone:
         return ExitCode.BROKEN_PIPE
-    except KeyboardInterrupt:
-        console.say("segcli: interrupted")
-        return ExitCode.INTERRUPTED
     except _Terminated:
         console.say("segcli: terminated")
         return ExitCode.TERMINATED

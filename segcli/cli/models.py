@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segcli.cli import options as o
-from segcli.errors import ExitCode, ModelError, ModelNotFound
+from segcli.errors import ExitCode, ModelError, ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from segcli.cli.console import Results
@@ -167,7 +167,7 @@ def verify(
 
 def _required(names: list[str] | None) -> list[str]:
     if not names:
-        raise ModelNotFound("no model named", hint="'segcli models list' shows every name")
+        raise UsageError("no model named", hint="'segcli models list' shows every name")
     return names
 
 
