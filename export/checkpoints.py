@@ -266,7 +266,7 @@ def _read_torch(path: Path) -> StateDict:
             raw = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"refused to load {str(path)!r}: it is no plain file of tensors ({_first_line(error)})",
+            f"refused to load {str(path)!r}: it is no plain file of tensors",
             hint="a checkpoint may hold tensors only: what else a pickle says would run as code",
         ) from error
     except Exception as error:  # the unpickler meets damaged bytes with whatever they lead to
@@ -290,11 +290,13 @@ def _as_float(raw: object, path: Path) -> StateDict:
             raise CheckpointError(
                 f"{str(path)!r} holds {name!r} of type {type(tensor).__name__}, expected tensors"
             )
-        if tensor.is_quantized or tensor.is_sparse or tensor.is_complex():
+        counter = name.endswith("num_batches_tracked")
+        plain = tensor.is_floating_point() and not tensor.is_quantized and not tensor.is_sparse
+        if not plain and not counter:
             raise CheckpointError(
                 f"tensor {name} of {str(path)!r} is {tensor.dtype}, expected plain floats"
             )
-        state[name] = tensor if name.endswith("num_batches_tracked") else tensor.float()
+        state[name] = tensor if counter else tensor.float()
     return state
 
 

@@ -75,7 +75,8 @@ def sweep_parts(folder: str) -> None:
     """
     if sys.platform == "win32":
         return
-    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+    # ValueError: a list entry may hold a NUL.
+    with contextlib.suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if not (entry.name.startswith(".") and entry.name.endswith(PART_SUFFIX)):
                 continue

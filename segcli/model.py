@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from segcli import image_io
 from segcli.artifact import ModelCard
-from segcli.errors import InferenceError, UsageError
+from segcli.errors import ArtifactError, InferenceError, UsageError
 from segcli.onnx_file import read_metadata
 from segcli.postprocess import argmax_class_map, scores, top_k
 from segcli.preprocess import preprocess
@@ -42,7 +42,25 @@ class Model:
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         self.card = ModelCard.parse(read_metadata(path), str(path))
         self.session = Session(path, device=device, threads=threads)
+        self._check_graph(str(path))
         self._palette = np.array(self.card.palette, np.uint8).reshape(-1, 3)
+
+    def _check_graph(self, path: str) -> None:
+        card, session = self.card, self.session
+        names = (session.input_name, *session.output_names)
+        if names != (card.input_name, *card.output_names):
+            raise ArtifactError(
+                f"the graph of {path!r} has the input and outputs {', '.join(names)}, its card "
+                f"says {', '.join((card.input_name, *card.output_names))}"
+            )
+        expected = len(card.class_names)
+        if card.task == "segmentation" and card.activation == "sigmoid":
+            expected -= 1
+        if card.task != "features" and session.num_channels not in (None, expected):
+            raise ArtifactError(
+                f"the graph of {path!r} gives {session.num_channels} classes, its card names "
+                f"{expected}"
+            )
 
     @property
     def provider(self) -> str:
@@ -95,7 +113,7 @@ class Model:
             )
         logits: npt.NDArray[Any] = self.session.run(pixel_values)[0][0]
         rank = 3 if self.card.task == "segmentation" else 1
-        if logits.ndim != rank:
+        if logits.ndim != rank or not logits.size:
             raise InferenceError(
                 f"the model's logits have shape {logits.shape}, expected {rank} dimensions"
             )
@@ -136,7 +154,9 @@ def load(
     return Model(path, device=device, threads=threads)
 
 
-def _check_image(image: npt.NDArray[np.uint8]) -> None:
+def _check_image(image: object) -> None:
+    if not isinstance(image, np.ndarray):
+        raise UsageError(f"an image of type {type(image).__name__}, expected an array or a path")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UsageError(
             f"an image of shape {image.shape} and dtype {image.dtype}, expected (H, W, 3) uint8 RGB"

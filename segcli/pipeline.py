@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from segcli import image_io, render
 from segcli.atomic import sweep_parts, write_atomic
-from segcli.errors import ImageError
+from segcli.errors import ImageError, ImageMissing
 from segcli.inputs import Source
 from segcli.model import Model
 from segcli.results import Classification, Outcome, Segmentation
-from segcli.writers import Claims, Format, OutputPlan, all_exist
+from segcli.writers import Claims, Format, OutputPlan, all_exist, refuse_existing
 
 # Enough that no worker waits for the head of the line, little enough that memory stays flat.
 _QUEUED_PER_WORKER = 2
@@ -90,12 +90,17 @@ def segment_images(
 
     def prepare(source: Source) -> Callable[[Outcome], Outcome]:
         # In order and before any work: who writes a file is not decided by who is faster.
+        if not source.path or "\0" in source.path:
+            raise ImageMissing(f"an entry of the list is no file name: {source.path!r}")
         targets = options.plan.targets(source)
         to_stdout = options.plan.kind == "stdout"
         if not to_stdout:
             claims.claim(source, targets)
             if options.skip_existing and all_exist(targets):
                 return lambda blank: replace(blank, status="skipped", outputs=targets)
+            if options.no_clobber:
+                # Before the work; write_atomic asks again, for what came meanwhile.
+                refuse_existing(targets)
 
             for folder in {os.path.dirname(t) for t in targets} - swept:  # noqa: PTH120
                 sweep_parts(folder)

@@ -43,7 +43,9 @@ class Session:
         fallback: Why ``auto`` did not take the accelerator it found, or None.
         threads: The thread count in use.
         input_hw: The only (height, width) the graph takes, or None where both are dynamic.
+        input_name: Of the one input.
         output_names: In order.
+        num_channels: Size of the first output's second axis, None where the graph leaves it open.
 
     Raises:
         DeviceError: The device is not to be had.
@@ -74,8 +76,11 @@ class Session:
             self._session = _open(model, options, provider, number)
             self._prove(provider, device)
         self.provider: str = self._session.get_providers()[0]
-        self._input, self.input_hw = _check_input(self._session.get_inputs())
-        self.output_names = tuple(o.name for o in self._session.get_outputs())
+        self.input_name, self.input_hw = _check_input(self._session.get_inputs())
+        outputs = self._session.get_outputs()
+        self.output_names = tuple(o.name for o in outputs)
+        channels = outputs[0].shape[1] if len(outputs[0].shape) > 1 else None
+        self.num_channels = channels if isinstance(channels, int) else None
 
     def run(self, batch: npt.NDArray[np.float32]) -> list[npt.NDArray[Any]]:
         """Returns all outputs of a batch (N, 3, H, W); safe to call from several threads.
@@ -84,7 +89,7 @@ class Session:
             InferenceError: ONNX Runtime failed, for want of memory for instance.
         """
         try:
-            outputs: list[npt.NDArray[Any]] = self._session.run(None, {self._input: batch})
+            outputs: list[npt.NDArray[Any]] = self._session.run(None, {self.input_name: batch})
         except Exception as error:
             raise InferenceError(f"the model failed: {_reason(error)}") from error
         return outputs

@@ -170,12 +170,12 @@ def require_export(what: str) -> None:
 
 
 def _make(spec: ModelSpec, offline: bool, tell: Tell) -> Path:
-    require_export(f"{spec.name!r} is not on this machine yet; to fetch and export it")
     if offline and spec.checkpoint is None:
         raise ModelNotFound(
             f"{spec.name!r} is not on this machine and --offline forbids to fetch it",
             hint=f"run 'segcli models pull {spec.name}' while online",
         )
+    require_export(f"{spec.name!r} is not on this machine yet; to fetch and export it")
     from filelock import FileLock
 
     target = cached_path(spec.name)

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from segcli.errors import (
     OutputCollision,
     OutputError,
+    OutputExists,
     OutputWriteError,
     UsageError,
 )
@@ -187,7 +188,10 @@ def check_place(plan: OutputPlan) -> None:
     """
     if plan.kind == "stdout" or (plan.kind == "file" and file_status(plan.output)):
         return
-    path = Path(plan.output).absolute()
+    try:
+        path = Path(plan.output).absolute()
+    except OSError as error:  # the current folder was removed
+        raise OutputError(f"the current folder cannot be used: {error.strerror}") from error
     place = path if plan.kind == "folder" else path.parent
     while file_status(str(place)) is None and place != place.parent:
         place = place.parent
@@ -197,7 +201,7 @@ def check_place(plan: OutputPlan) -> None:
         reason = f"{str(place)!r} may not be written"
     else:
         return
-    raise OutputError(f"cannot write {plan.output!r}: {reason}")
+    raise OutputError(f"cannot write {plan.output or '.'!r}: {reason}")
 
 
 class Claims:
@@ -272,3 +276,11 @@ def all_exist(targets: Sequence[str]) -> bool:
     """Tells whether every target is a file by now: ``--skip-existing`` asks this."""
     statuses = [file_status(target) for target in targets]
     return all(status and S_ISREG(status.st_mode) for status in statuses)
+
+
+def refuse_existing(targets: Sequence[str]) -> None:
+    """Raises OutputExists where a target is there and would be replaced."""
+    for target in targets:
+        status = file_status(target)
+        if status and S_ISREG(status.st_mode):
+            raise OutputExists(f"{target!r} exists", hint="leave out --no-clobber to replace it")

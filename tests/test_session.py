@@ -97,7 +97,7 @@ def test_cuda_without_a_driver_is_a_device_error(device):
     "device", ["", "gpu", "cuda0", "cpu:x", "cpu:-1", "metal", ":", "CPUExecution"]
 )
 def test_an_unknown_device_lists_those_that_are_there(device):
-    with pytest.raises(DeviceError, match="this ONNX Runtime .* has .*cpu") as caught:
+    with pytest.raises(DeviceError, match=r"this ONNX Runtime .* has .*cpu") as caught:
         Session(graph(), device=device)
     assert caught.value.exit_code == 4
     assert "segcli doctor" in caught.value.hint

@@ -93,7 +93,9 @@ def test_cached(cached_model, tiny_model):
     assert locate(registry.get("mine")) is None
 
 
-@pytest.mark.parametrize("change", [{"revision": "v2", "checkpoint": None}, {"source": "other/repo"}])
+@pytest.mark.parametrize(
+    "change", [{"revision": "v2", "checkpoint": None}, {"source": "other/repo"}]
+)
 def test_cached_from_elsewhere_is_stale(cached_model, tiny_model, change, tmp_path):
     cached_model("mine", tiny_model())
     spec = load_registry(tmp_path / "own.yaml").get("mine")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from segcli.errors import OutputError, SegcliError
+from segcli.errors import ImageError, OutputError, SegcliError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -111,11 +111,11 @@ class Talk:
         if self.verbose:
             self._say(text)
 
-    def image_error(self, text: str) -> None:
+    def image_error(self, error: ImageError) -> None:
         """Says why one image failed; the sixth and later are only counted."""
         self._errors += 1
         if self._errors <= MAX_SHOWN_ERRORS or self.verbose:
-            self._say(f"error: {text}")
+            show_error(error)
 
     def hidden_errors(self) -> None:
         """Says how many errors were only counted."""

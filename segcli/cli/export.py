@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from segcli.registry import Registry
 
 
+# Below this the last stage's map would be empty; export/trace.py holds it for its own callers.
+MIN_SIZE = 32
+
+
 class ExportTask(StrEnum):
     """What the exported graph is for."""
 
@@ -97,8 +101,12 @@ def export(
         raise UsageError("name a registry model or give --checkpoint, one of the two")
     if output is None:
         raise UsageError("-o is missing", hint=f"add -o {name or 'model'}.onnx")
-    if Path(output).suffix != ".onnx" or Path(output).is_dir():
+    if Path(output).is_dir():
+        raise UsageError(f"-o {output!r} is a folder, expected a file that ends in .onnx")
+    if Path(output).suffix != ".onnx":
         raise UsageError(f"-o {output!r} does not name a file that ends in .onnx")
+    if checkpoint == "":
+        raise UsageError("--checkpoint is empty")
     size_hw = _parse_size(image_size)
     require_export("'segcli export'")
     talk = console.Talk(quiet=quiet)
@@ -128,7 +136,7 @@ def export(
     try:
         write_atomic(output, report.data)
     except OutputWriteError as error:
-        raise OutputError(str(error), hint=error.hint) from error
+        raise OutputError(str(error)) from error
     for note in report.notes:
         talk.note(f"note: {note}")
     card = report.card
@@ -184,6 +192,9 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
-    if match is None:
-        raise UsageError(f"--image-size {text!r} is not of the form HxW, such as 512x512")
+    if match is None or min(int(match[1]), int(match[2])) < MIN_SIZE:
+        raise UsageError(
+            f"--image-size {text!r} is not of the form HxW with at least {MIN_SIZE} each, "
+            "such as 512x512"
+        )
     return int(match[1]), int(match[2])

@@ -1,6 +1,7 @@
 """What ``segment`` and ``classify`` share: opening a model, and telling Outcomes to the streams."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -81,10 +82,18 @@ def check_task(found: str, wanted: str, name: str) -> None:
 
 
 def default_workers(workers: int | None, threads: int | None, *, single: bool) -> tuple[int, int]:
-    """Returns (workers, threads): one thread a worker for many images, all threads for one."""
+    """Returns (workers, threads): one thread a worker for many images, all threads for one.
+
+    Raises:
+        UsageError: More threads were asked for than the machine has cores.
+    """
     from segcli.session import usable_cores
 
     cores = usable_cores()
+    # ONNX Runtime starts as many as it is told, and a thousand of them do nothing but wait.
+    most = max(cores, os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise UsageError(f"--threads {threads} is more than the {most} cores of this machine")
     if workers is None:
         workers = 1 if single else max(1, cores // (threads or 1))
     return workers, threads or max(1, cores // workers)
@@ -125,9 +134,7 @@ def report(
                 opening = "[\n" if sum(counts.values()) == 1 else ",\n"
                 out.write((opening + outcome.to_json(timing=timing)).encode())
             if outcome.error:
-                talk.image_error(str(outcome.error))
-                if outcome.error.hint:
-                    talk.detail(f"hint: {outcome.error.hint}")
+                talk.image_error(outcome.error)
             else:
                 talk.detail(f"{outcome.path}: {outcome.status}, {outcome.elapsed_ms or 0:.0f} ms")
     if records == "json":

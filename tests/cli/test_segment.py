@@ -446,8 +446,10 @@ def test_damaged_image_is_one_line(seg, damage, tmp_path):
     )
     ran = seg("bad.jpg", "-o", "out.png")
     assert (ran.code, ran.out) == (1, "")
-    [line] = ran.err.splitlines()
+    line, *hint = ran.err.splitlines()
     assert line.startswith("segcli: error: ")
+    assert all(h.startswith("hint: ") for h in hint)
+    assert len(hint) <= 1
     assert "bad.jpg" in line
     assert listing() == ["bad.jpg", "tiny.onnx"]
 
@@ -672,3 +674,18 @@ def test_reader_that_goes_away(command, picture, tiny):
     assert b"Traceback" not in err
     assert b"rror" not in err
     assert no_parts()
+
+
+def test_a_bad_list_entry_does_not_end_the_run(seg, picture):
+    picture("a.png")
+    Path("list").write_bytes(b"x\0y\n\na.png\n")
+    ran = seg("--files-from", "list", "-o", "out")
+    assert (ran.code, ran.out) == (1, "out/a.png\n")
+    assert ran.err.count("an entry of the list is no file name") == 2
+
+
+def test_more_threads_than_cores(seg, picture):
+    picture("a.png")
+    ran = seg("a.png", "-o", "b.png", "--threads", "100000")
+    assert (ran.code, ran.out) == (2, "")
+    assert "cores of this machine" in ran.err
