@@ -148,8 +148,11 @@ def _text_writer(out: "Results", *, as_csv: bool) -> Callable[["Outcome"], None]
 
 
 def _write_lines(outcome: "Outcome", out: "Results") -> None:
+    from segcli.cli.console import visible
+
     for _, name, score in outcome.labels or ():
-        out.line(f"{outcome.path}\t{name}\t{score:.6g}")
+        # A tab or line break in a name would make another column or line of it.
+        out.line(f"{outcome.path}\t{visible(name)}\t{score:.6g}")
 
 
 def _write_csv(outcome: "Outcome", out: "Results") -> None:

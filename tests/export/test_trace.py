@@ -370,13 +370,13 @@ def test_weights_without_a_config(classifier, tmp_path):
     assert report.notes[0].startswith("no config.json: recognised as MobileNetV2 0.35")
 
 
-def test_a_wrong_rewrite_is_caught(segmenter, monkeypatch):
-    _, folder, _ = segmenter
+def test_a_wrong_rewrite_is_caught(classifier, monkeypatch):
+    _, folder, _ = classifier
     right = trace_room.fold
 
     def wrong(model):
         names = right(model)
-        model.decode_head.classifier.bias.add_(0.1)
+        model.classifier.bias.add_(0.1)
         return names
 
     monkeypatch.setattr(trace_room, "fold", wrong)
