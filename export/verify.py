@@ -12,7 +12,8 @@ from segcli.session import Session
 
 # Relative to the largest absolute value of each reference output. Measured: 5e-7 to 3e-6.
 TOLERANCE = 1e-4
-# Weights rounded to fp16 carry a relative error of 2^-11 each. Measured on trained weights: 3e-4 to 8e-3.
+# Weights rounded to fp16 carry a relative error of 2^-11 each. Measured on trained weights: 3e-4 to
+# 8e-3.
 FP16_TOLERANCE = 2e-2
 
 # Landscape, odd on both axes, portrait and the smallest allowed: none is the size that was traced.
