@@ -96,9 +96,11 @@ class Session:
 
     def _automatic(self, model: Path | bytes, options: Any) -> Any:  # noqa: ANN401
         if CUDA in ort.get_available_providers() and cuda_driver_present():
-            session = _open(model, options, CUDA, 0)
-            if session.get_providers()[0] == CUDA:
-                return session
+            # ONNX Runtime goes on with the CPU after most failures, and raises after some.
+            with contextlib.suppress(DeviceError):
+                session = _open(model, options, CUDA, 0)
+                if session.get_providers()[0] == CUDA:
+                    return session
             self.fallback = (
                 "a CUDA driver is here but ONNX Runtime could not use it; running on the CPU"
             )

@@ -77,6 +77,22 @@ def test_auto_says_when_a_driver_is_here_but_of_no_use(monkeypatch):
     assert "could not use it; running on the CPU" in session.fallback
 
 
+def test_auto_falls_back_where_cuda_raises(monkeypatch):
+    opened = room._open
+
+    def without_cuda(model, options, provider, number):
+        if provider == CUDA:
+            raise DeviceError("CUDA failure 35")
+        return opened(model, options, provider, number)
+
+    monkeypatch.setattr(room, "cuda_driver_present", lambda: True)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(room, "_open", without_cuda)
+    session = Session(graph(), device="auto")
+    assert session.provider == CPU
+    assert "could not use it; running on the CPU" in session.fallback
+
+
 def test_a_provider_that_is_asked_for_must_be_active(monkeypatch):
     """ONNX Runtime itself goes on with the CPU and a log line."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
