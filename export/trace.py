@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import Dim
 
 import segcli
-from segcli.artifact import ModelCard, Preprocessing, Rgb, Task
+from segcli.artifact import MIN_IMAGE_SIZE, ModelCard, Preprocessing, Rgb, Task
 from segcli.errors import CheckpointError, ExportError
 from segcli.export import hf_config, hf_processor, verify
 from segcli.export.by_shapes import NetworkConfig
@@ -42,9 +42,6 @@ from segcli.labels import Labels, dataset_palette
 # 17 is the first with LayerNormalization, 20 the first with Gelu: each stays one operator, which
 # ONNX Runtime 1.17 and later has kernels for.
 OPSET = 20
-
-# Below this a stage-4 map or a stride-32 map would be empty.
-MIN_SIZE = 32
 
 _MODULES: dict[tuple[str, Task], Any] = {
     ("segformer", "segmentation"): SegformerForSemanticSegmentation,
@@ -264,7 +261,7 @@ def trace(model: nn.Module, size_hw: tuple[int, int] | None = None) -> onnx.Mode
     # graph is right nevertheless, and for a named dimension torch.onnx traces all a second time.
     shapes: dict[int, Any] = {0: Dim.DYNAMIC}
     if size_hw is None:
-        shapes |= {2: Dim.DYNAMIC(min=MIN_SIZE), 3: Dim.DYNAMIC(min=MIN_SIZE)}
+        shapes |= {2: Dim.DYNAMIC(min=MIN_IMAGE_SIZE), 3: Dim.DYNAMIC(min=MIN_IMAGE_SIZE)}
     names = getattr(model, "output_names", ("logits",))
     with torch.no_grad(), _quiet_tracing():
         try:
@@ -333,10 +330,10 @@ def _axis_name(value: str, axis: int) -> str:
 
 
 def _check_size(size_hw: tuple[int, int] | None) -> None:
-    if size_hw and min(size_hw) < MIN_SIZE:
+    if size_hw and min(size_hw) < MIN_IMAGE_SIZE:
         raise CheckpointError(
             f"--image-size {size_hw[0]}x{size_hw[1]} is too small, expected at least "
-            f"{MIN_SIZE}x{MIN_SIZE}"
+            f"{MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}"
         )
 
 

@@ -17,6 +17,9 @@ from segcli.errors import ArtifactError
 SCHEMA = 1
 METADATA_KEY = "segcli.model_card"
 
+# Height and width below this leave nothing of a map at 1/32 of the size.
+MIN_IMAGE_SIZE = 32
+
 Task = Literal["segmentation", "classification", "features"]
 Resize = Literal["none", "squash", "shortest_edge"]
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]

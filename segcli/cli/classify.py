@@ -36,7 +36,7 @@ def classify(
     files_from: o.FilesFrom = None,
     files0_from: o.Files0From = None,
     ext: o.Ext = None,
-    max_pixels: o.MaxPixels = 178_956_970,
+    max_pixels: o.MaxPixels = None,
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
@@ -72,7 +72,7 @@ def classify(
         "recursive": recursive,
         "extensions": (
             *DEFAULT_EXTENSIONS,
-            *(e if e.startswith(".") else f".{e}" for e in ext or ()),
+            *(ext or ()),
         ),
         "files_from": files_from,
         "files0_from": files0_from,
@@ -93,13 +93,16 @@ def classify(
             threads=threads,
             offline=offline,
         )
+        from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, classify_images
 
         outcomes = classify_images(
             open_sources(args, **walk, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,
             top_k,
-            RunOptions(workers=workers, max_pixels=max_pixels, fail_fast=fail_fast),
+            RunOptions(
+                workers=workers, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, fail_fast=fail_fast
+            ),
             stdin=sys.stdin.buffer,
         )
         code = run.report(

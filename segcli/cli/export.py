@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segcli.artifact import MIN_IMAGE_SIZE
 from segcli.cli import options as o
 from segcli.errors import OutputError, OutputWriteError, UsageError
 
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from segcli.cli.console import Talk
     from segcli.export.trace import ExportRequest
     from segcli.registry import Registry
-
-
-# Below this the last stage's map would be empty; export/trace.py holds it for its own callers.
-MIN_SIZE = 32
 
 
 class ExportTask(StrEnum):
@@ -192,9 +189,9 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
-    if match is None or min(int(match[1]), int(match[2])) < MIN_SIZE:
+    if match is None or min(int(match[1]), int(match[2])) < MIN_IMAGE_SIZE:
         raise UsageError(
-            f"--image-size {text!r} is not of the form HxW with at least {MIN_SIZE} each, "
+            f"--image-size {text!r} is not of the form HxW with at least {MIN_IMAGE_SIZE} each, "
             "such as 512x512"
         )
     return int(match[1]), int(match[2])

@@ -55,8 +55,13 @@ Ext = Annotated[
     ),
 ]
 MaxPixels = Annotated[
-    int,
-    typer.Option(help="Refuse larger images.", min=1, rich_help_panel=_INPUT),
+    int | None,
+    typer.Option(
+        show_default="about 179 million",
+        help="Refuse larger images.",
+        min=1,
+        rich_help_panel=_INPUT,
+    ),
 ]
 
 Device = Annotated[

@@ -77,7 +77,7 @@ def segment(
     files0_from: o.Files0From = None,
     root: o.Root = None,
     ext: o.Ext = None,
-    max_pixels: o.MaxPixels = 178_956_970,
+    max_pixels: o.MaxPixels = None,
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
@@ -110,7 +110,7 @@ def segment(
     plan = plan_output(output, formats or [Format.MASK], args, has_list=has_list)
     if plan.kind == "stdout" and records != "text":
         raise UsageError(f"-o - and --{records} both want stdout")
-    extensions = (*DEFAULT_EXTENSIONS, *(e if e.startswith(".") else f".{e}" for e in ext or ()))
+    extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
     walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
     lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
     check_arguments(args, **walk, **lists)  # type: ignore[arg-type]
@@ -133,6 +133,7 @@ def segment(
             threads=threads,
             offline=offline,
         )
+        from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, SegmentOptions, segment_images
 
         outcomes = segment_images(
@@ -147,7 +148,9 @@ def segment(
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
             ),
-            RunOptions(workers=workers, max_pixels=max_pixels, fail_fast=fail_fast),
+            RunOptions(
+                workers=workers, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, fail_fast=fail_fast
+            ),
             stdin=sys.stdin.buffer,
             write_stdout=out.write,
         )
