@@ -83,8 +83,21 @@ class Model:
             path = os.fspath(image)
             image = image_io.decode_image(image_io.read_bytes(path), path)
         _check_image(image)
+        return self.interpret(self.infer(self.prepare(image)), image)
+
+    def interpret(
+        self, logits: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]
+    ) -> Segmentation | Classification:
+        """Returns what the logits of one image say, as ``__call__`` does.
+
+        Args:
+            logits: From ``infer``.
+            image: (H, W, 3) uint8 RGB, the image they are of.
+
+        Raises:
+            InferenceError: The logits are not finite, or not of the card's classes.
+        """
         size_hw = (image.shape[0], image.shape[1])
-        logits = self._logits(image)
         if self.card.task == "segmentation":
             if self.card.activation == "sigmoid" and len(logits) == 1:
                 # One logit is foreground against nothing: above zero means p > 1/2.
@@ -101,7 +114,16 @@ class Model:
         ]
         return Classification(labels, size_hw, self.provider)
 
-    def _logits(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Returns the graph's input for one image, (1, 3, h, w) float32.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: The image does not fit the model.
+            UsageError: The model gives features only.
+        """
         if self.card.task == "features":
             raise UsageError(f"{self.card.name!r} gives features, no classes")
         pixel_values = preprocess(image, self.card.preprocessing)
@@ -111,6 +133,17 @@ class Model:
                 f"the model takes {fixed[0]}x{fixed[1]} only, its own preprocessing gives "
                 f"{pixel_values.shape[2]}x{pixel_values.shape[3]} for this image"
             )
+        return pixel_values
+
+    def infer(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns one image's logits, (K, h, w) or (K,).
+
+        Args:
+            pixel_values: From ``prepare``.
+
+        Raises:
+            InferenceError: The model failed, or its logits have another rank.
+        """
         logits: npt.NDArray[Any] = self.session.run(pixel_values)[0][0]
         rank = 3 if self.card.task == "segmentation" else 1
         if logits.ndim != rank or not logits.size:

@@ -107,11 +107,11 @@ def segment_images(
                 swept.add(folder)
 
         def work(blank: Outcome) -> Outcome:
-            image = _read(source, run.max_pixels, stdin)
+            image = read_image(source, run.max_pixels, stdin)
             result = model(image)
             assert isinstance(result, Segmentation)
             for format_, target in zip(options.plan.formats, targets, strict=True):
-                data = _encode(result, format_, target, model, options)
+                data = encode_output(result, format_, target, model, options)
                 if to_stdout:
                     write_stdout(data)
                 else:
@@ -134,7 +134,7 @@ def classify_images(
 
     def prepare(source: Source) -> Callable[[Outcome], Outcome]:
         def work(blank: Outcome) -> Outcome:
-            result = model(_read(source, run.max_pixels, stdin))
+            result = model(read_image(source, run.max_pixels, stdin))
             assert isinstance(result, Classification)
             return replace(blank, labels=result.labels[:k], size_hw=result.size_hw)
 
@@ -188,14 +188,33 @@ def _result(item: "Future[Outcome] | Outcome") -> Outcome:
     return item if isinstance(item, Outcome) else item.result()
 
 
-def _read(source: Source, max_pixels: int, stdin: BinaryIO) -> npt.NDArray[np.uint8]:
+def read_image(source: Source, max_pixels: int, stdin: BinaryIO) -> npt.NDArray[np.uint8]:
+    """Returns a source's image, (H, W, 3) uint8 RGB.
+
+    Args:
+        source: A file, or ``-``.
+        max_pixels: Images with more are refused.
+        stdin: Read for the source ``-``.
+
+    Raises:
+        ImageError: It cannot be read or decoded.
+    """
     data = stdin.read() if source.origin == "stdin" else image_io.read_bytes(source.path)
     return image_io.decode_image(data, source.path, max_pixels=max_pixels)
 
 
-def _encode(
+def encode_output(
     result: Segmentation, format_: Format, target: str, model: Model, options: SegmentOptions
 ) -> bytes:
+    """Returns the bytes of one output file.
+
+    Args:
+        result: What the model said of the image.
+        format_: What to make of it.
+        target: The file's name; its suffix chooses how an overlay is encoded.
+        model: Named in the file.
+        options: What to show of it.
+    """
     text = {"Model": model.card.name, "Weights": model.card.weights_sha256}
     if format_ is Format.MASK:
         return _encode_mask(result, options.visible, text)

@@ -40,7 +40,7 @@ def open_registry(path: str | None) -> Registry:
 
 def open_model(
     name: str,
-    task: "Task",
+    task: "Task | None",
     registry: Registry,
     talk: Talk,
     *,
@@ -48,7 +48,7 @@ def open_model(
     threads: int | None,
     offline: bool,
 ) -> "Model":
-    """Loads a model for one task.
+    """Loads a model for one task, or for any where ``task`` is None.
 
     Raises:
         ModelError: It cannot be had.
@@ -56,14 +56,15 @@ def open_model(
         UsageError: It is a model for another task.
     """
     # Before anything is fetched or loaded.
-    if name in registry:
+    if task and name in registry:
         check_task(registry.get(name).task, task, name)
     from segcli.model import Model
     from segcli.store import obtain
 
     path = obtain(name, registry, offline=offline, tell=talk.note)
     model = Model(path, device=device, threads=threads)
-    check_task(model.card.task, task, name)
+    if task:
+        check_task(model.card.task, task, name)
     if model.session.fallback:
         talk.note(f"warning: {model.session.fallback}")
     talk.detail(
@@ -158,17 +159,28 @@ def report(
 
 @contextlib.contextmanager
 def _progress(talk: Talk, out: Results) -> Iterator[Callable[[dict[str, int]], None]]:
-    # A bar and lines in one terminal would tear each other apart.
-    if talk.quiet or talk.verbose or out.isatty() or not sys.stderr.isatty():
+    if out.isatty():
+        # A bar and lines in one terminal would tear each other apart.
         yield lambda counts: None
+        return
+    with status(talk) as show:
+
+        def advance(counts: dict[str, int]) -> None:
+            failed = f", {counts['error']} failed" if counts["error"] else ""
+            show(f"{sum(counts.values())} images{failed}")
+
+        yield advance
+
+
+@contextlib.contextmanager
+def status(talk: Talk) -> Iterator[Callable[[str], None]]:
+    """Yields what shows one changing line on stderr; nothing where it is no terminal."""
+    # With -v there are lines, which the changing one would tear apart.
+    if talk.quiet or talk.verbose or not sys.stderr.isatty():
+        yield lambda text: None
         return
     from rich.console import Console
     from rich.status import Status
 
-    with Status("starting", console=Console(stderr=True, highlight=False, markup=False)) as status:
-
-        def advance(counts: dict[str, int]) -> None:
-            failed = f", {counts['error']} failed" if counts["error"] else ""
-            status.update(f"{sum(counts.values())} images{failed}")
-
-        yield advance
+    with Status("starting", console=Console(stderr=True, highlight=False, markup=False)) as shown:
+        yield shown.update
