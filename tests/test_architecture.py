@@ -14,7 +14,7 @@ EXPORT = PACKAGE.parent / "export"
 
 # From the bottom; a room may use rooms of its own group and of those before it.
 GROUPS = (
-    {"errors", "results"},
+    {"errors", "results", "machine"},
     {
         "store",
         "hub",
@@ -26,9 +26,18 @@ GROUPS = (
         "resize",
         "atomic",
     },
-    {"image_io", "preprocess", "session", "postprocess", "render", "selfcheck"},
+    {
+        "image_io",
+        "preprocess",
+        "session",
+        "postprocess",
+        "render",
+        "selfcheck",
+        "measurements",
+        "sample_images",
+    },
     {"model", "inputs", "writers"},
-    {"pipeline", "evaluate", "diagnose"},
+    {"pipeline", "evaluate", "benchmark", "diagnose"},
     {"cli"},
 )
 # Segmentation.overlay() is drawn by render, imported when it is called.
@@ -209,7 +218,9 @@ def loaded_after(args: list[str], cwd: Path) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["segment", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["segment", "--help"]]
+)
 def test_help_imports_nothing_heavy(args, tmp_path):
     assert not loaded_after(args, tmp_path) & set(HEAVY)
 
