@@ -219,7 +219,7 @@ def loaded_after(args: list[str], cwd: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["segment", "--help"]]
+    "args", [["--help"], ["--version"], ["segment", "--help"], ["bench", "--help"]]
 )
 def test_help_imports_nothing_heavy(args, tmp_path):
     assert not loaded_after(args, tmp_path) & set(HEAVY)

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from segcli import __version__
-from segcli.cli import classify, console, doctor, export, models, options, segment
+from segcli.cli import bench, classify, console, doctor, export, models, options, segment
 from segcli.errors import ExitCode, SegcliError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("segment", epilog=options.EXIT_CODES)(segment.segment)
 app.command("classify", epilog=options.EXIT_CODES)(classify.classify)
 app.command("export", epilog=options.EXIT_CODES)(export.export)
 app.add_typer(models.app, name="models")
+app.command("bench", epilog=options.EXIT_CODES)(bench.bench)
 app.command("doctor", epilog=options.EXIT_CODES)(doctor.doctor)
 
 
