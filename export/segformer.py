@@ -105,12 +105,12 @@ VARIANTS: dict[str, SegformerConfig] = {
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """Returns (B, C, height, width) from (B, height*width, C)."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
+    return tokens.reshape(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
 def map_to_tokens(feature_map: Tensor) -> Tensor:
     """Returns (B, H*W, C) from (B, C, H, W)."""
-    return feature_map.flatten(2).transpose(1, 2)
+    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -137,7 +137,7 @@ class EfficientSelfAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.sr_ratio = num_heads, sr_ratio
         self.scale = (dim // num_heads) ** -0.5
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
@@ -281,7 +281,8 @@ class Segformer(nn.Module):
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
-        self.encoder = MixTransformer(config)
+        # export/fold.py puts its equivalent here, and in place of the decode head below.
+        self.encoder: nn.Module = MixTransformer(config)
 
 
 class StageProjection(nn.Module):
@@ -328,7 +329,6 @@ class SegformerForSemanticSegmentation(nn.Module):
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
         self.segformer = Segformer(config)
-        # export/fold.py puts its equivalent here.
         self.decode_head: nn.Module = MLPDecoder(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

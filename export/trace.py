@@ -300,10 +300,15 @@ def _quiet_tracing() -> Iterator[None]:
 
 def _normalized(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Removes what differs from run to run or names this machine, in place."""
+    read = {name for node in proto.graph.node for name in node.input}
+    read |= {output.name for output in proto.graph.output}
     for node in proto.graph.node:
         # Stack traces with paths of source files.
         del node.metadata_props[:]
         node.doc_string = ""
+        if node.domain:
+            # Outputs that PyTorch had to name and nobody reads: a kernel may then skip them.
+            node.output[:] = [name if name in read else "" for name in node.output]
     for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
     for tensor in proto.graph.initializer:

@@ -160,3 +160,39 @@ def test_embedded_model_has_the_masks_of_transformers(shared):
         total += found.size
     print(f"\nembedded model (fp16 storage) against transformers: {same / total:.4%} of pixels")
     assert same / total >= 0.999
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("name", ["segformer-b0-camvid", "deeplabv3_mobilenet_v2_1.0_513-voc"])
+def test_rewritten_graphs_keep_every_mask(shared, photos, name):
+    """Of the graph as the papers have it and the graph as it ships, on the same tensors."""
+    torch = pytest.importorskip("torch")
+    from segcli.export.fold import fold
+    from segcli.export.trace import ExportRequest, _read, _reference, trace
+    from segcli.postprocess import argmax_class_map
+    from segcli.session import Session
+
+    folder = shared / "checkpoints" / name
+    checkpoint = _read(ExportRequest(checkpoint=folder, name=name, source=name))
+    module, sessions = _reference(checkpoint), []
+    with torch.no_grad():
+        for rewrite in (lambda module: (), fold):
+            rewrite(module)
+            proto = trace(module)
+            sessions.append(Session(proto.SerializeToString(), device="cpu"))
+    frames = sorted((shared / "data/camvid/images/val").glob("*.jpg"))[::10]
+    other = near_ties = total = 0
+    for path in (*frames, *(shared / "data/photos" / file for file in photos)):
+        with Image.open(path) as image:
+            picture = np.array(image.convert("RGB"))
+        batch = preprocess(picture, checkpoint.preprocessing)
+        [plain], [rewritten] = (session.run(batch) for session in sessions)
+        size_hw = picture.shape[:2]
+        differing = argmax_class_map(plain[0], size_hw) != argmax_class_map(rewritten[0], size_hw)
+        full = torch.nn.functional.interpolate(torch.from_numpy(plain), size_hw, mode="bilinear")
+        best, second = full[0].topk(2, dim=0).values.numpy()
+        near = best - second < 1e-5 * np.abs(plain).max()
+        assert not (differing & ~near).any(), path
+        other, near_ties = other + int(differing.sum()), near_ties + int(near.sum())
+        total += differing.size
+    print(f"\n{name}: {other} of {total} pixels differ, all among {near_ties} near-ties")

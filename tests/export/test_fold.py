@@ -7,12 +7,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segcli.export import fold as fold_room
+from segcli.export import fused as fused_room
 from segcli.export.fold import (
     FoldedDecoder,
     FoldedDeepLabHead,
     batch_norm_affine,
     fold,
 )
+from segcli.export.fused import FusedEncoder
 from segcli.export.mobilenet_v2 import (
     MobileNetV2Config,
     MobileNetV2Features,
@@ -62,9 +64,10 @@ def check_fold(assert_close, monkeypatch):
             x = torch.randn(2, 3, h, w)
             assert_close(folded(x), model(x), rounding)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                fold_room, "_parameter", lambda v: torch.nn.Parameter(v.detach().double(), False)
-            )
+            for room in (fold_room, fused_room):
+                patch.setattr(
+                    room, "parameter", lambda v: torch.nn.Parameter(v.detach().double(), False)
+                )
             exact, reference = copy.deepcopy(model).double(), copy.deepcopy(model).double()
             fold(exact)
             x = torch.randn(2, 3, 97, 131, dtype=torch.float64)
@@ -79,28 +82,41 @@ def kinds(model):
 
 
 def test_the_segformer_head_loses_its_wide_convolution_and_batch_norm(segformer, check_fold):
-    folded = check_fold(segformer, ("decode_head", "batch_norm"))
+    folded = check_fold(segformer, ("encoder", "decode_head", "batch_norm"))
     head = folded.decode_head
     assert isinstance(head, FoldedDecoder)
     assert torch.nn.BatchNorm2d not in kinds(folded)
     assert not hasattr(head, "linear_fuse")
-    convolutions = [m for m in head.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [(c.in_channels, c.out_channels) for c in convolutions] == [
-        *((dim, 24) for dim in (8, 16, 24, 32)),
-        (24, 5),
+    assert [(p.in_features, p.out_features) for p in head.projections] == [
+        (dim, 24) for dim in (8, 16, 24, 32)
     ]
     # Only the stage with the fewest pixels carries the constant.
-    assert [c.bias is not None for c in convolutions] == [False, False, False, True, True]
+    assert [p.bias is not None for p in head.projections] == [False, False, False, True]
+    assert head.weight.shape == (5, 24)
 
 
 def test_b0_folds(randomize, check_fold):
     model = randomize(SegformerForSemanticSegmentation(VARIANTS["b0"]))
-    check_fold(model, ("decode_head", "batch_norm"))
+    check_fold(model, ("encoder", "decode_head", "batch_norm"))
 
 
-@pytest.mark.parametrize("module_class", [SegformerForImageClassification, SegformerFeatures])
-def test_a_segformer_without_a_decode_head_is_left_alone(module_class, randomize):
-    model = randomize(module_class(VARIANTS["b0"]))
+def test_a_segformer_classifier_keeps_its_head(randomize, check_fold):
+    model = randomize(SegformerForImageClassification(VARIANTS["b0"]))
+    folded = check_fold(model, ("encoder",))
+    assert isinstance(folded.segformer.encoder, FusedEncoder)
+
+
+def test_segformer_features_fold(randomize, assert_close):
+    model = randomize(SegformerFeatures(VARIANTS["b0"]))
+    folded = copy.deepcopy(model)
+    assert fold(folded) == ("encoder",)
+    x = torch.randn(2, 3, 97, 131)
+    for ours, theirs in zip(folded(x), model(x), strict=True):
+        assert_close(ours, theirs, ROUNDING)
+
+
+def test_features_with_attention_maps_are_left_alone(randomize):
+    model = randomize(SegformerFeatures(VARIANTS["b0"], attentions=[(0, 1)]))
     before = copy.deepcopy(model.state_dict())
     assert fold(model) == ()
     after = model.state_dict()
@@ -153,7 +169,7 @@ def test_checkpoints_with_identity_batch_norms_fold(mobilenet, segformer, check_
     """Files that were folded before: variance 1 - eps, so that the norm only adds a bias."""
     for model, names, rounding in (
         (mobilenet(MobileNetV2ForImageClassification), ("batch_norm",), MOBILENET_ROUNDING),
-        (segformer, ("decode_head", "batch_norm"), ROUNDING),
+        (segformer, ("encoder", "decode_head", "batch_norm"), ROUNDING),
     ):
         for norm in norms(model):
             norm.running_mean.zero_()
@@ -193,7 +209,7 @@ def test_all_zero_weights_fold(mobilenet, segformer):
 
 def test_a_fold_does_not_touch_the_module_it_was_not_given(segformer, check_fold):
     before = copy.deepcopy(segformer.state_dict())
-    check_fold(segformer, ("decode_head", "batch_norm"))
+    check_fold(segformer, ("encoder", "decode_head", "batch_norm"))
     after = segformer.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[k], after[k]) for k in before)
