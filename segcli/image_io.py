@@ -23,8 +23,9 @@ where it is lower, which ``decode_image`` checks itself before any pixel is deco
 import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -56,15 +57,22 @@ _FORMATS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
     ("PPM", re.compile(rb"P[1-6]\s"), PpmImageFile),
 )
 
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_RgbImage: TypeAlias = npt.NDArray[np.uint8]
+
+# EXIF 2.32, tag 0x0112: what turns the stored rows and columns upright.
+_ORIENTATIONS: dict[int, Callable[[_RgbImage], _RgbImage]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image[::-1].transpose(1, 0, 2),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
 }
+
+# Pillow keeps four bytes a pixel and hands an array over as two copies: for a photo of 100
+# megapixels 1 GB at once, so such a one goes over in strips of this many pixels.
+_STRIP_PIXELS = 1 << 22
 
 
 def read_bytes(path: str) -> bytes:
@@ -106,12 +114,10 @@ def decode_image(
         Image.MAX_IMAGE_PIXELS = max_pixels
     name, plugin = _sniff(data, path)
     try:
-        # Not Image.open: that compares with Pillow's limit, and warns, before ours is asked.
-        with plugin(io.BytesIO(data)) as image:
-            _check_size(image.size, max_pixels, path)
-            image.load()
-            _check_whole(name, data, path)
-            return _to_rgb(image, path)
+        pixels, orientation = _load(name, plugin, data, path, max_pixels)
+        # By now Pillow's own copy is gone.
+        if turn := _ORIENTATIONS.get(orientation):
+            pixels = np.ascontiguousarray(turn(pixels))
     except (ImageDecodeError, ImageTooLarge):
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -122,6 +128,19 @@ def decode_image(
         if _is_cut(name, data) or "truncated" in reason:
             raise _truncated(name, data, path) from error
         raise ImageDecodeError(f"cannot decode {path!r}: damaged {name} ({reason})") from error
+    return pixels
+
+
+def _load(
+    name: str, plugin: type[ImageFile.ImageFile], data: bytes, path: str, max_pixels: int
+) -> tuple[_RgbImage, int]:
+    """Returns the pixels as they are stored, and their orientation."""
+    # Not Image.open: that compares with Pillow's limit, and warns, before ours is asked.
+    with plugin(io.BytesIO(data)) as image:
+        _check_size(image.size, max_pixels, path)
+        image.load()
+        _check_whole(name, data, path)
+        return _to_rgb(image, path), _orientation(image)
 
 
 def encode_png_rgb(image: npt.NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
@@ -197,14 +216,10 @@ def _too_large(path: str, reason: str) -> ImageTooLarge:
     )
 
 
-def _to_rgb(image: ImageFile.ImageFile, path: str) -> npt.NDArray[np.uint8]:
-    orientation = _orientation(image)
-    oriented = (
-        image.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else image
-    )
+def _to_rgb(image: ImageFile.ImageFile, path: str) -> _RgbImage:
     # Pillow reads 16-bit PPM as "I", the mode it also has for 32 bits.
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
-        values = np.asarray(oriented)
+        values = np.asarray(image)
         grey = (values >> 8).astype(np.uint8)
         if (key := image.info.get("transparency")) is not None:
             grey[values == key] = 255
@@ -214,13 +229,25 @@ def _to_rgb(image: ImageFile.ImageFile, path: str) -> npt.NDArray[np.uint8]:
             f"cannot decode {path!r}: {image.format} with 32-bit or floating-point samples",
             hint="convert it to 8 or 16 bits per channel",
         )
-    if oriented.has_transparency_data:
-        rgba = oriented.convert("RGBA")
-        oriented = Image.new("RGB", rgba.size, "white")
-        oriented.paste(rgba, mask=rgba)
-    elif image.mode != "RGB":
-        oriented = oriented.convert("RGB")
-    return np.asarray(oriented)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        flat = Image.new("RGB", rgba.size, "white")
+        flat.paste(rgba, mask=rgba)
+        return _pixels(flat)
+    return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _pixels(image: Image.Image) -> _RgbImage:
+    """Returns the pixels of an RGB image."""
+    width, height = image.size
+    step = max(1, _STRIP_PIXELS // width)
+    if height <= step:
+        return np.asarray(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

@@ -4,6 +4,7 @@
 """
 
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,67 @@ import numpy.typing as npt
 from segcli import image_io
 from segcli.artifact import ModelCard
 from segcli.errors import ArtifactError, InferenceError, UsageError
-from segcli.onnx_file import read_metadata
+from segcli.onnx_file import read_card
 from segcli.postprocess import argmax_class_map, scores, top_k
 from segcli.preprocess import preprocess
 from segcli.registry import load_registry
 from segcli.results import Classification, Label, Segmentation
-from segcli.session import Session
+from segcli.session import Session, open_session
 from segcli.store import Tell, obtain
 
 
 class Model:
-    """A loaded model: call it with an image.
+    """A model: call it with an image.
 
     Args:
-        path: An .onnx file that ``segcli export`` wrote.
-        device: ``auto``, ``cpu``, ``cuda[:N]`` …; anything but ``auto`` is that or an error.
-        threads: Threads within one operator; None takes the cores this process may use.
+        path: The .onnx file, for messages.
+        card: What the file says of itself.
+        opening: Its session, open or being opened.
 
     Attributes:
         card: What the file says of itself.
-        session: The ONNX Runtime session.
-
-    Raises:
-        ModelError: The file is missing, damaged, or does not describe itself.
-        DeviceError: The device is not to be had.
     """
 
-    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
-        self.card = ModelCard.parse(read_metadata(path), str(path))
-        self.session = Session(path, device=device, threads=threads)
-        self._check_graph(str(path))
-        self._palette = np.array(self.card.palette, np.uint8).reshape(-1, 3)
+    def __init__(self, path: Path, card: ModelCard, opening: Future[Session]) -> None:
+        self.card = card
+        self._path, self._opening = str(path), opening
+        self._checked = False
+        self._palette = np.array(card.palette, np.uint8).reshape(-1, 3)
 
-    def _check_graph(self, path: str) -> None:
-        card, session = self.card, self.session
+    @classmethod
+    def open(cls, path: Path, *, device: str = "auto", threads: int | None = None) -> "Model":
+        """Returns a model that is ready.
+
+        Args:
+            path: An .onnx file that ``segcli export`` wrote.
+            device: ``auto``, ``cpu``, ``cuda[:N]`` …; anything but ``auto`` is that or an error.
+            threads: Threads within one operator; None takes the cores this process may use.
+
+        Raises:
+            ModelError: The file is missing, damaged, or does not describe itself.
+            DeviceError: The device is not to be had.
+        """
+        card = read_card(path)
+        model = cls(path, card, open_session(path, device=device, threads=threads))
+        _ = model.session
+        return model
+
+    @property
+    def session(self) -> Session:
+        """The ONNX Runtime session; waits until it is open.
+
+        Raises:
+            ArtifactError: ONNX Runtime cannot load the file, or its graph is not the card's.
+            DeviceError: The device is not to be had.
+        """
+        session = self._opening.result()
+        if not self._checked:
+            self._check_graph(session)
+            self._checked = True
+        return session
+
+    def _check_graph(self, session: Session) -> None:
+        card, path = self.card, self._path
         names = (session.input_name, *session.output_names)
         if names != (card.input_name, *card.output_names):
             raise ArtifactError(
@@ -184,7 +212,7 @@ def load(
     """
     names = load_registry(Path(registry) if registry is not None else None)
     path = obtain(os.fspath(model), names, offline=offline, tell=tell)
-    return Model(path, device=device, threads=threads)
+    return Model.open(path, device=device, threads=threads)
 
 
 def _check_image(image: object) -> None:

@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from segcli.artifact import ModelCard
 from segcli.errors import ArtifactError, ModelNotFound
 
 # ModelProto: graph, metadata_props, training_info, functions. GraphProto: node, initializer,
@@ -35,6 +36,16 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 64
 
 Buffer = memoryview
+
+
+def read_card(path: Path) -> ModelCard:
+    """Returns the card of a self-contained .onnx file.
+
+    Raises:
+        ModelNotFound: There is no such file.
+        ArtifactError: It is not an ONNX model, keeps tensors in other files, or has no valid card.
+    """
+    return ModelCard.parse(read_metadata(path), str(path))
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ from segcli.inputs import Source
 from segcli.model import Model
 from segcli.results import Classification, Outcome, Segmentation
 from segcli.writers import Claims, Format, OutputPlan, all_exist, refuse_existing
+
+_Image: TypeAlias = npt.NDArray[np.uint8]
+# What is done with a decoded image; given the Outcome to fill in.
+_Work: TypeAlias = Callable[[_Image, Outcome], Outcome]
 
 # Enough that no worker waits for the head of the line, little enough that memory stays flat.
 _QUEUED_PER_WORKER = 2
@@ -88,7 +92,7 @@ def segment_images(
     """
     swept: set[str] = set()
 
-    def prepare(source: Source) -> Callable[[Outcome], Outcome]:
+    def prepare(source: Source) -> _Work | Outcome:
         # In order and before any work: who writes a file is not decided by who is faster.
         if not source.path or "\0" in source.path:
             raise ImageMissing(f"an entry of the list is no file name: {source.path!r}")
@@ -97,7 +101,9 @@ def segment_images(
         if not to_stdout:
             claims.claim(source, targets)
             if options.skip_existing and all_exist(targets):
-                return lambda blank: replace(blank, status="skipped", outputs=targets)
+                return Outcome(
+                    source.path, "skipped", model.card.name, "", outputs=targets, elapsed_ms=0.0
+                )
             if options.no_clobber:
                 # Before the work; write_atomic asks again, for what came meanwhile.
                 refuse_existing(targets)
@@ -106,8 +112,7 @@ def segment_images(
                 sweep_parts(folder)
                 swept.add(folder)
 
-        def work(blank: Outcome) -> Outcome:
-            image = read_image(source, run.max_pixels, stdin)
+        def work(image: _Image, blank: Outcome) -> Outcome:
             result = model(image)
             assert isinstance(result, Segmentation)
             for format_, target in zip(options.plan.formats, targets, strict=True):
@@ -124,7 +129,7 @@ def segment_images(
 
         return work
 
-    return _run(sources, model, prepare, run)
+    return _run(sources, model, prepare, run, stdin)
 
 
 def classify_images(
@@ -132,60 +137,69 @@ def classify_images(
 ) -> Iterator[Outcome]:
     """Yields one Outcome per source, in order, with its ``k`` best labels."""
 
-    def prepare(source: Source) -> Callable[[Outcome], Outcome]:
-        def work(blank: Outcome) -> Outcome:
-            result = model(read_image(source, run.max_pixels, stdin))
-            assert isinstance(result, Classification)
-            return replace(blank, labels=result.labels[:k], size_hw=result.size_hw)
+    def work(image: _Image, blank: Outcome) -> Outcome:
+        result = model(image)
+        assert isinstance(result, Classification)
+        return replace(blank, labels=result.labels[:k], size_hw=result.size_hw)
 
-        return work
-
-    return _run(sources, model, prepare, run)
+    return _run(sources, model, lambda source: work, run, stdin)
 
 
 def _run(
     sources: Iterable[Source],
     model: Model,
-    prepare: Callable[[Source], Callable[[Outcome], Outcome]],
+    prepare: Callable[[Source], _Work | Outcome],
     run: RunOptions,
+    stdin: BinaryIO,
 ) -> Iterator[Outcome]:
-    def attempt(source: Source, work: Callable[[Outcome], Outcome]) -> Outcome:
-        start = time.perf_counter()
-        blank = Outcome(source.path, "ok", model.card.name, model.provider)
-        try:
-            outcome = work(blank)
-        except ImageError as error:
-            outcome = replace(blank, status="error", error=error)
-        return replace(outcome, elapsed_ms=(time.perf_counter() - start) * 1e3)
-
     def failed(source: Source, error: ImageError) -> Outcome:
-        return Outcome(source.path, "error", model.card.name, model.provider, error=error)
+        return Outcome(source.path, "error", model.card.name, "", error=error)
+
+    def attempt(source: Source, work: _Work) -> Outcome:
+        start = time.perf_counter()
+        waited = 0.0
+        try:
+            image = read_image(source, run.max_pixels, stdin)
+            decoded = time.perf_counter()
+            # The first images are decoded while the session is being built; that is not theirs.
+            provider = model.provider
+            waited = time.perf_counter() - decoded
+            outcome = work(image, Outcome(source.path, "ok", model.card.name, provider))
+        except ImageError as error:
+            outcome = failed(source, error)
+        return replace(outcome, elapsed_ms=(time.perf_counter() - start - waited) * 1e3)
+
+    def settled(item: Future[Outcome] | Outcome) -> Outcome:
+        # A device or a file that fails comes before what any image has to say.
+        provider = model.provider
+        outcome = item if isinstance(item, Outcome) else item.result()
+        return replace(outcome, provider=provider)
 
     with ThreadPoolExecutor(run.workers, thread_name_prefix="segcli") as pool:
         queue: deque[Future[Outcome] | Outcome] = deque()
         try:
             for source in sources:
                 try:
-                    queue.append(pool.submit(attempt, source, prepare(source)))
+                    work = prepare(source)
                 except ImageError as error:
-                    queue.append(failed(source, error))
+                    work = failed(source, error)
+                if isinstance(work, Outcome):
+                    queue.append(work)
+                else:
+                    queue.append(pool.submit(attempt, source, work))
                 if len(queue) > run.workers * _QUEUED_PER_WORKER:
-                    outcome = _result(queue.popleft())
+                    outcome = settled(queue.popleft())
                     yield outcome
                     if outcome.error and run.fail_fast:
                         return
             while queue:
-                outcome = _result(queue.popleft())
+                outcome = settled(queue.popleft())
                 yield outcome
                 if outcome.error and run.fail_fast:
                     return
         finally:
             # On an error, a closed generator or Ctrl-C: what has not begun does not begin.
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(item: "Future[Outcome] | Outcome") -> Outcome:
-    return item if isinstance(item, Outcome) else item.result()
 
 
 def read_image(source: Source, max_pixels: int, stdin: BinaryIO) -> npt.NDArray[np.uint8]:

@@ -25,6 +25,7 @@ _TINY = np.finfo(np.float32).tiny
 # Values per array of one strip: 2 MB of float32 stays in a core's cache.
 _STRIP_VALUES = 1 << 19
 _LONGEST_SPAN = 32
+_COUNTED_AT_ONCE = 1 << 20
 
 
 def argmax_class_map(
@@ -60,6 +61,27 @@ def argmax_class_map(
     for start in range(0, rows.count, step):
         _fill_strip(class_map, logits, rows, cols, slice(start, start + step))
     return class_map
+
+
+def count_classes(class_map: ClassMap, num_classes: int) -> npt.NDArray[np.int64]:
+    """Returns how many pixels each class has, (num_classes,).
+
+    Args:
+        class_map: (H, W) uint8 or uint16, ids below ``num_classes``.
+        num_classes: Length of the result.
+    """
+    counts = np.zeros(num_classes, np.int64)
+    # OpenCV counts in float32, which is exact up to 2**24; NumPy by way of int64, eight times the
+    # map's memory. Neither sees more than one strip.
+    step = max(1, _COUNTED_AT_ONCE // class_map.shape[1])
+    for top in range(0, class_map.shape[0], step):
+        strip = class_map[top : top + step]
+        if strip.dtype == np.uint8:
+            histogram = cv2.calcHist([strip], [0], None, [num_classes], [0, num_classes])
+            counts += histogram.ravel().astype(np.int64)
+        else:
+            counts += np.bincount(strip.ravel(), minlength=num_classes)
+    return counts
 
 
 class _Axis:

@@ -8,7 +8,7 @@ nothing heavy imported: shell completion asks here for names.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -85,11 +85,21 @@ class ModelSpec:
     checkpoint: Path | None
 
 
-@dataclass(frozen=True)
 class Registry:
-    """Models by name, in the order of the files that name them."""
+    """Models by name, in the order of the files that name them.
 
-    specs: Mapping[str, ModelSpec]
+    Args:
+        own: The models of a user's file, None without one.
+    """
+
+    def __init__(self, own: Mapping[str, ModelSpec] | None = None) -> None:
+        self.extended = own is not None
+        self._own = own or {}
+
+    @cached_property
+    def specs(self) -> Mapping[str, ModelSpec]:
+        """The models; models.yaml is read at the first look."""
+        return {**_builtin()[1], **self._own}
 
     def __iter__(self) -> Iterator[ModelSpec]:
         """Yields the models; one that was replaced keeps its place."""
@@ -135,20 +145,20 @@ def load_registry(extra: Path | None = None) -> Registry:
     Raises:
         RegistryError: A file cannot be read, or something in it is wrong.
     """
-    licenses, specs = _builtin()
-    if extra is not None:
-        try:
-            with extra.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise RegistryError(
-                f"cannot read registry file {str(extra)!r}: {reason}",
-                hint="--registry and SEGCLI_REGISTRY name a YAML file in the form of models.yaml",
-            ) from error
-        _, own = _read(data, f"registry file {str(extra)!r}", licenses, extra.parent)
-        specs = {**specs, **own}
-    return Registry(specs)
+    if extra is None:
+        return Registry()
+    try:
+        with extra.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RegistryError(
+            f"cannot read registry file {str(extra)!r}: {reason}",
+            hint="--registry and SEGCLI_REGISTRY name a YAML file in the form of models.yaml",
+        ) from error
+    licenses, _ = _builtin()
+    _, own = _read(data, f"registry file {str(extra)!r}", licenses, extra.parent)
+    return Registry(own)
 
 
 _License = tuple[str, str, str]

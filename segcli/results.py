@@ -56,7 +56,10 @@ class Segmentation:
     @property
     def classes(self) -> list[ClassShare]:
         """The classes that occur, largest first, ties by id."""
-        counts = np.bincount(self.class_map.ravel(), minlength=len(self.class_names))
+        # Here for the same reason as in overlay().
+        from segcli.postprocess import count_classes
+
+        counts = count_classes(self.class_map, len(self.class_names))
         order = sorted(np.flatnonzero(counts).tolist(), key=lambda i: (-counts[i], i))
         total = self.class_map.size
         return [

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segcli.artifact import ModelCard
-from segcli.onnx_file import read_metadata
+from segcli.onnx_file import read_card
 from segcli.preprocess import preprocess
 from segcli.session import Session
 
@@ -61,7 +60,7 @@ def run(device: str = "cpu") -> tuple[str, float]:
 
 def _logits(device: str) -> tuple[str, npt.NDArray[np.float64]]:
     path = embedded_model()
-    card = ModelCard.parse(read_metadata(path), str(path))
+    card = read_card(path)
     session = Session(path, device=device)
     logits: npt.NDArray[Any] = session.run(preprocess(picture(), card.preprocessing))[0][0]
     return session.provider, logits[:, ::STEP, ::STEP].astype(np.float64)

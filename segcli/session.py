@@ -10,6 +10,7 @@ import io
 import math
 import os
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ class Session:
                 f"ONNX Runtime {ort.__version__} took {active[0]}",
                 hint="'segcli doctor' says what is missing; --device auto or cpu runs without it",
             )
+
+
+def open_session(
+    model: Path | bytes, *, device: str = "auto", threads: int | None = None
+) -> Future[Session]:
+    """Starts to open a session and returns at once; ONNX Runtime holds no lock meanwhile.
+
+    Args and what ``result()`` raises are those of ``Session``.
+    """
+    with_one = ThreadPoolExecutor(1, thread_name_prefix="segcli-open")
+    opening = with_one.submit(Session, model, device=device, threads=threads)
+    with_one.shutdown(wait=False)
+    return opening
 
 
 def _check_input(inputs: list[Any]) -> tuple[str, tuple[int, int] | None]:

@@ -99,6 +99,28 @@ def locate(spec: ModelSpec) -> Path | None:
     return cached_path(spec.name) if cache_entry(spec) else None
 
 
+def on_hand(model: str, registry: Registry) -> Path | None:
+    """Returns the file of a path, or of a model in the package: what needs no look-up.
+
+    Raises:
+        ModelNotFound: There is no such file.
+    """
+    if is_path(model):
+        path = Path(model)
+        if not path.is_file():
+            raise ModelNotFound(
+                f"no model file at {model!r}",
+                hint="'segcli export' writes one; 'segcli models list' shows names that need none",
+            )
+        return path
+    if registry.extended:
+        # A user's entry may have the name.
+        return None
+    # The package keeps a model under its name.
+    packaged = Path(str(files("segcli.data") / f"{model}.onnx"))
+    return packaged if packaged.is_file() else None
+
+
 def obtain(model: str, registry: Registry, *, offline: bool, tell: Tell) -> Path:
     """Returns the .onnx of a name or path, fetching and exporting it on first use.
 
@@ -113,13 +135,7 @@ def obtain(model: str, registry: Registry, *, offline: bool, tell: Tell) -> Path
         DownloadError: The hub did not give it.
         ExportError: Its export does not reproduce the reference.
     """
-    if is_path(model):
-        path = Path(model)
-        if not path.is_file():
-            raise ModelNotFound(
-                f"no model file at {model!r}",
-                hint="'segcli export' writes one; 'segcli models list' shows names that need none",
-            )
+    if path := on_hand(model, registry):
         return path
     spec = registry.get(model)
     return locate(spec) or _make(spec, offline, tell)

@@ -32,7 +32,7 @@ def temporary(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tiny_model):
-    return Model(tiny_model(), device="cpu", threads=1)
+    return Model.open(tiny_model(), device="cpu", threads=1)
 
 
 def sources(*paths):
@@ -199,7 +199,7 @@ def test_median_and_p95():
 
 
 def test_classifier_has_no_encode(tiny_model, picture, temporary):
-    model = Model(tiny_model(task="classification", palette=()), device="cpu", threads=1)
+    model = Model.open(tiny_model(task="classification", palette=()), device="cpu", threads=1)
     found = bench(model, picture())
     assert [s.name for s in found.stages] == STAGES[:-1]
     assert found.task == "classification"
@@ -209,7 +209,7 @@ def test_classifier_has_no_encode(tiny_model, picture, temporary):
 
 def test_names_and_sizes(tiny_model, picture):
     spec = Preprocessing(resize="squash", size_hw=(32, 64))
-    model = Model(tiny_model(preprocessing=spec), device="cpu", threads=1)
+    model = Model.open(tiny_model(preprocessing=spec), device="cpu", threads=1)
     found = bench(model, picture(size_wh=(9, 6)), workers=2)
     assert (found.model, found.provider) == ("tiny", ort.get_available_providers()[-1])
     assert found.provider == "CPUExecutionProvider"
@@ -374,7 +374,9 @@ def test_model_that_fails_in_the_pipeline_ends_it(model, picture, monkeypatch, t
 
 
 def test_features_have_no_answers(tiny_model, picture):
-    model = Model(tiny_model(task="features", class_names=(), palette=()), device="cpu", threads=1)
+    model = Model.open(
+        tiny_model(task="features", class_names=(), palette=()), device="cpu", threads=1
+    )
     with pytest.raises(UsageError, match="features"):
         bench(model, picture())
 

@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tiny_model):
-    return Model(tiny_model(), device="cpu", threads=1)
+    return Model.open(tiny_model(), device="cpu", threads=1)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_no_sources(segment):
 
 
 def test_classify(tiny_model, pictures):
-    model = Model(tiny_model(task="classification", palette=()), device="cpu")
+    model = Model.open(tiny_model(task="classification", palette=()), device="cpu")
     sources = pictures(9)
     Path("003.png").unlink()
     outcomes = list(

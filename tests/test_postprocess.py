@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from segcli import postprocess
 from segcli.errors import InferenceError
-from segcli.postprocess import argmax_class_map, scores, top_k
+from segcli.postprocess import argmax_class_map, count_classes, scores, top_k
 
 
 def obvious_class_map(logits, size_hw, align_corners=False):
@@ -199,3 +199,15 @@ def test_top_k_is_best_first_with_ties_by_id():
     assert [i for i, _ in top_k(values, 9)] == [1, 3, 0, 2, 4]
     many_ties = np.arange(1000) % 2 / 2
     assert [i for i, _ in top_k(many_ties, 500)] == list(range(1, 1000, 2))
+
+
+@pytest.mark.parametrize("num_classes", [2, 11, 256, 300])
+def test_classes_are_counted_exactly(monkeypatch, num_classes):
+    dtype = np.uint8 if num_classes <= 256 else np.uint16
+    class_map = np.random.default_rng(0).integers(0, num_classes, (37, 53)).astype(dtype)
+    class_map[0, 0] = num_classes - 1
+    expected = [(class_map == i).sum() for i in range(num_classes)]
+    for at_once in (1 << 20, 200, 1):
+        # In one strip, in several whose last is shorter, and row by row.
+        monkeypatch.setattr("segcli.postprocess._COUNTED_AT_ONCE", at_once)
+        assert count_classes(class_map, num_classes).tolist() == expected

@@ -35,7 +35,7 @@ def _exported(checkpoint: Path, folder: Path) -> Model:
     path = folder / f"{checkpoint.name}.onnx"
     request = ExportRequest(checkpoint=checkpoint, name=checkpoint.name, source=checkpoint.name)
     path.write_bytes(export_model(request).data)
-    return Model(path)
+    return Model.open(path)
 
 
 @pytest.fixture(scope="module")

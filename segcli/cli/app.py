@@ -23,6 +23,8 @@ app = typer.Typer(
     epilog=options.EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Rich would take longer to import than all else together, and boxes up usage errors.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment", epilog=options.EXIT_CODES)(segment.segment)

@@ -123,9 +123,11 @@ def bench(
             raise UsageError(f"--image-size {image_size} is more than {limit} pixels")
 
         def load(threads: int) -> "Model":
-            return run.open_model(
+            loaded = run.open_model(
                 str(path), None, names, talk, device=device, threads=threads, offline=offline
             )
+            run.announce(loaded, talk)
+            return loaded
 
         with run.status(talk) as show:
 

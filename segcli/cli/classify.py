@@ -111,7 +111,7 @@ def classify(
             talk,
             records=records,
             timing=timing,
-            provider=loaded.provider,
+            model=loaded,
             text=_text_writer(out, as_csv=as_csv),
         )
     raise typer.Exit(code)

@@ -17,6 +17,7 @@ app = typer.Typer(
     epilog=o.EXIT_CODES,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -64,9 +65,8 @@ def show(
 
     segcli models show my.onnx --json
     """
-    from segcli.artifact import ModelCard
     from segcli.cli import console, run
-    from segcli.onnx_file import read_metadata
+    from segcli.onnx_file import read_card
     from segcli.store import is_path, locate
 
     shown: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def show(
         shown |= _spec_dict(spec)
         path = locate(spec)
     if path is not None:
-        card = ModelCard.parse(read_metadata(path), str(path))
+        card = read_card(path)
         shown |= {"file": str(path), "bytes": path.stat().st_size, "card": card.to_dict()}
     with console.results() as out:
         if as_json:
@@ -138,9 +138,8 @@ def verify(
 
     segcli models verify
     """
-    from segcli.artifact import ModelCard
     from segcli.cli import console, run
-    from segcli.onnx_file import read_metadata
+    from segcli.onnx_file import read_card
     from segcli.store import cache_entry, locate, sha256_of
 
     known = run.open_registry(registry)
@@ -155,7 +154,7 @@ def verify(
                 state = f"damaged: 'segcli models rm {spec.name}' removes it"
             else:
                 try:
-                    ModelCard.parse(read_metadata(path), str(path))
+                    read_card(path)
                     state = "ok"
                 except ModelError as error:
                     state = f"damaged: {error}"

@@ -48,30 +48,47 @@ def open_model(
     threads: int | None,
     offline: bool,
 ) -> "Model":
-    """Loads a model for one task, or for any where ``task`` is None.
+    """Returns a model for one task, or for any where ``task`` is None; it may still be loading.
 
     Raises:
         ModelError: It cannot be had.
-        DeviceError: The device cannot be had.
         UsageError: It is a model for another task.
     """
-    # Before anything is fetched or loaded.
-    if task and name in registry:
-        check_task(registry.get(name).task, task, name)
-    from segcli.model import Model
-    from segcli.store import obtain
+    from segcli.store import obtain, on_hand
 
-    path = obtain(name, registry, offline=offline, tell=talk.note)
-    model = Model(path, device=device, threads=threads)
+    path = on_hand(name, registry)
+    if path is None:
+        # Before anything is fetched.
+        if task and name in registry:
+            check_task(registry.get(name).task, task, name)
+        path = obtain(name, registry, offline=offline, tell=talk.note)
+    from segcli.onnx_file import read_card
+
+    card = read_card(path)
     if task:
-        check_task(model.card.task, task, name)
+        check_task(card.task, task, name)
+    from segcli.session import open_session
+
+    opening = open_session(path, device=device, threads=threads)
+    # These imports take as long as the session does, which is built meanwhile.
+    from segcli.model import Model
+
+    return Model(path, card, opening)
+
+
+def announce(model: "Model", talk: Talk) -> None:
+    """Waits for a model's session and says on what it runs.
+
+    Raises:
+        ModelError: It cannot be loaded.
+        DeviceError: The device is not to be had.
+    """
     if model.session.fallback:
         talk.note(f"warning: {model.session.fallback}")
     talk.detail(
         f"{model.card.name} on {model.provider}, {model.session.threads} threads a run, "
         f"weights under {model.card.license}"
     )
-    return model
 
 
 def check_task(found: str, wanted: str, name: str) -> None:
@@ -107,7 +124,7 @@ def report(
     *,
     records: Records,
     timing: bool,
-    provider: str,
+    model: "Model",
     text: Callable[["Outcome"], None],
 ) -> ExitCode:
     """Writes every Outcome as it comes and returns the run's exit code.
@@ -118,13 +135,15 @@ def report(
         talk: Takes errors, details and the summary.
         records: How results are written.
         timing: Keeps ``elapsed_ms`` in records.
-        provider: For the summary.
+        model: For what is said of it.
         text: Writes one Outcome where records are ``text``.
     """
     start = time.perf_counter()
     counts = {"ok": 0, "skipped": 0, "error": 0}
     with _progress(talk, out) as advance:
         for outcome in outcomes:
+            if not any(counts.values()):
+                announce(model, talk)
             counts[outcome.status] += 1
             advance(counts)
             if records == "text":
@@ -152,7 +171,7 @@ def report(
         ]
         talk.note(
             f"{done} image{'s' if done != 1 else ''}: {', '.join(parts)} in {seconds:.1f} s "
-            f"({done / max(seconds, 1e-9):.1f} images/s) on {provider}"
+            f"({done / max(seconds, 1e-9):.1f} images/s) on {model.provider}"
         )
     return ExitCode.SOME_FAILED if counts["error"] else ExitCode.OK
 

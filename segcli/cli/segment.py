@@ -160,7 +160,7 @@ def segment(
             talk,
             records=records,
             timing=timing,
-            provider=loaded.provider,
+            model=loaded,
             text=_text_writer(out, plan),
         )
     raise typer.Exit(code)

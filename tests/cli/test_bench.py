@@ -145,16 +145,16 @@ def test_classifier(segcli, picture, tiny_model, check):
 
 
 def test_threads_reach_the_session(bench, picture, monkeypatch):
-    from segcli.model import Model
+    from segcli import session
 
     opened = []
-    real = Model.__init__
+    real = session.open_session
 
-    def init(self, path, *, device, threads):
+    def open_session(path, *, device, threads):
         opened.append((device, threads))
-        real(self, path, device=device, threads=threads)
+        return real(path, device=device, threads=threads)
 
-    monkeypatch.setattr(Model, "__init__", init)
+    monkeypatch.setattr(session, "open_session", open_session)
     found = json.loads(bench(picture(), "--json", "--threads", "1", "--device", "cpu").out)
     assert (opened, found["threads"]) == ([("cpu", 1)], 1)
 
