@@ -70,6 +70,8 @@ _ORIENTATIONS: dict[int, Callable[[_RgbImage], _RgbImage]] = {
     8: lambda image: image.transpose(1, 0, 2)[::-1],
 }
 
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+
 # Pillow keeps four bytes a pixel and hands an array over as two copies: for a photo of 100
 # megapixels 1 GB at once, so such a one goes over in strips of this many pixels.
 _STRIP_PIXELS = 1 << 22
@@ -109,12 +111,60 @@ def decode_image(
         ImageDecodeError: The bytes are not a complete image of a supported format.
         ImageTooLarge: The image has more than ``max_pixels`` pixels.
     """
+    return _decode(data, path, max_pixels, lambda image: None)
+
+
+def decode_reduced(
+    data: bytes,
+    path: str,
+    needed_hw: Callable[[tuple[int, int]], tuple[int, int]],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Decodes one image; a JPEG at 1/2, 1/4 or 1/8 of its size where that is enough.
+
+    The decoder leaves out high frequencies (libjpeg's ``scale_denom``): three times faster for a
+    photo of 12 megapixels, but not quite what a resize would make of the whole.
+
+    Args:
+        data: The encoded file.
+        path: Where it came from, for messages.
+        needed_hw: Given the whole image's height and width, the least that is to be returned.
+        max_pixels: Refuse images with more pixels than this, from their header.
+
+    Returns:
+        (h, w, 3) uint8 RGB after orientation, which may be read-only, and the height and width
+        of the whole image.
+
+    Raises:
+        ImageDecodeError: The bytes are not a complete image of a supported format.
+        ImageTooLarge: The image has more than ``max_pixels`` pixels.
+    """
+    whole_hw: tuple[int, int] | None = None
+
+    def reduce(image: ImageFile.ImageFile) -> None:
+        nonlocal whole_hw
+        if isinstance(image, JpegImageFile):
+            width, height = image.size
+            on_its_side = _orientation(image) in _ON_THEIR_SIDE
+            whole_hw = (width, height) if on_its_side else (height, width)
+            needed = needed_hw(whole_hw)
+            image.draft(None, needed if on_its_side else needed[::-1])
+
+    pixels = _decode(data, path, max_pixels, reduce)
+    return pixels, whole_hw or (pixels.shape[0], pixels.shape[1])
+
+
+def _decode(
+    data: bytes, path: str, max_pixels: int, configure: Callable[[ImageFile.ImageFile], None]
+) -> _RgbImage:
+    """Returns ``decode_image``, a decoder being configured once its header is read."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
     name, plugin = _sniff(data, path)
     try:
-        pixels, orientation = _load(name, plugin, data, path, max_pixels)
+        pixels, orientation = _load(name, plugin, data, path, max_pixels, configure)
         # By now Pillow's own copy is gone.
         if turn := _ORIENTATIONS.get(orientation):
             pixels = np.ascontiguousarray(turn(pixels))
@@ -132,12 +182,18 @@ def decode_image(
 
 
 def _load(
-    name: str, plugin: type[ImageFile.ImageFile], data: bytes, path: str, max_pixels: int
+    name: str,
+    plugin: type[ImageFile.ImageFile],
+    data: bytes,
+    path: str,
+    max_pixels: int,
+    configure: Callable[[ImageFile.ImageFile], None],
 ) -> tuple[_RgbImage, int]:
     """Returns the pixels as they are stored, and their orientation."""
     # Not Image.open: that compares with Pillow's limit, and warns, before ours is asked.
     with plugin(io.BytesIO(data)) as image:
         _check_size(image.size, max_pixels, path)
+        configure(image)
         image.load()
         _check_whole(name, data, path)
         return _to_rgb(image, path), _orientation(image)

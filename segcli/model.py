@@ -96,12 +96,16 @@ class Model:
         return self.session.provider
 
     def __call__(
-        self, image: npt.NDArray[np.uint8] | str | os.PathLike[str]
+        self,
+        image: npt.NDArray[np.uint8] | str | os.PathLike[str],
+        *,
+        size_hw: tuple[int, int] | None = None,
     ) -> Segmentation | Classification:
         """Answers for one image; safe to call from several threads.
 
         Args:
             image: (H, W, 3) uint8 RGB, or the path of an image file.
+            size_hw: Height and width of the class map, None for the image's own.
 
         Raises:
             ImageError: The image cannot be read or the model failed on it.
@@ -111,21 +115,25 @@ class Model:
             path = os.fspath(image)
             image = image_io.decode_image(image_io.read_bytes(path), path)
         _check_image(image)
-        return self.interpret(self.infer(self.prepare(image)), image)
+        return self.interpret(self.infer(self.prepare(image)), image, size_hw)
 
     def interpret(
-        self, logits: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]
+        self,
+        logits: npt.NDArray[np.float32],
+        image: npt.NDArray[np.uint8],
+        size_hw: tuple[int, int] | None = None,
     ) -> Segmentation | Classification:
         """Returns what the logits of one image say, as ``__call__`` does.
 
         Args:
             logits: From ``infer``.
             image: (H, W, 3) uint8 RGB, the image they are of.
+            size_hw: Height and width of the class map, None for the image's own.
 
         Raises:
             InferenceError: The logits are not finite, or not of the card's classes.
         """
-        size_hw = (image.shape[0], image.shape[1])
+        size_hw = size_hw or (image.shape[0], image.shape[1])
         if self.card.task == "segmentation":
             if self.card.activation == "sigmoid" and len(logits) == 1:
                 # One logit is foreground against nothing: above zero means p > 1/2.

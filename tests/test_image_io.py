@@ -15,6 +15,7 @@ from segcli import __version__
 from segcli.errors import ImageDecodeError, ImageError, ImageMissing, ImageTooLarge
 from segcli.image_io import (
     decode_image,
+    decode_reduced,
     encode_gray16_png,
     encode_jpeg,
     encode_palette_png,
@@ -454,3 +455,43 @@ def test_jpeg_quality():
     assert len(low) < len(high)
     error = np.abs(decode_image(high, "a").astype(int) - photo())
     assert error.mean() < 8
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_reduced_to_no_less_than_what_is_needed(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(97, 203), "JPEG", quality=95, exif=exif)
+    whole_hw = (97, 203) if orientation == 1 else (203, 97)
+    whole = decode_image(data, "a.jpg")
+    asked = []
+    for needed, scale in (
+        ((97, 203), 1),
+        ((49, 102), 1),
+        ((48, 101), 2),
+        ((20, 40), 4),
+        ((1, 1), 8),
+    ):
+        needed_hw = needed if orientation == 1 else needed[::-1]
+        pixels, size_hw = decode_reduced(
+            data, "a.jpg", lambda hw, needed_hw=needed_hw: asked.append(hw) or needed_hw
+        )
+        assert size_hw == asked.pop() == whole_hw
+        assert pixels.shape == (*(-(-n // scale) for n in whole_hw), 3)
+        assert all(n >= m for n, m in zip(pixels.shape, needed_hw, strict=False))
+        # The same picture, upright; any other orientation is off by 60.
+        shown = np.asarray(Image.fromarray(whole).resize(pixels.shape[1::-1], Image.Resampling.BOX))
+        assert np.abs(pixels.astype(int) - shown).mean() < 8
+
+
+def test_other_formats_are_not_reduced():
+    picture = Image.linear_gradient("L").convert("RGB")
+    pixels, size_hw = decode_reduced(saved(picture, "PNG"), "a.png", lambda hw: (1, 1))
+    assert pixels.shape == (256, 256, 3)
+    assert size_hw == (256, 256)
+
+
+def test_a_reduced_jpeg_obeys_the_limit_of_the_whole():
+    data = saved(Image.new("RGB", (64, 64)), "JPEG")
+    with pytest.raises(ImageTooLarge, match="64x64"):
+        decode_reduced(data, "a.jpg", lambda hw: (1, 1), max_pixels=64 * 64 - 1)

@@ -70,13 +70,9 @@ def bench(
     threads: o.Threads = None,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Talking")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     quiet: o.Quiet = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="A line per step.", rich_help_panel="Talking")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line per step.")] = False,
     debug: o.Debug = False,
 ) -> None:
     """Measure latency by stage, throughput and memory on this machine.

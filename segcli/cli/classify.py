@@ -41,6 +41,7 @@ def classify(
     workers: o.Workers = None,
     threads: o.Threads = None,
     fail_fast: o.FailFast = False,
+    fast_decode: o.FastDecode = False,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
     as_json: o.Json = False,
@@ -101,7 +102,10 @@ def classify(
             loaded,
             top_k,
             RunOptions(
-                workers=workers, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, fail_fast=fail_fast
+                workers=workers,
+                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                fail_fast=fail_fast,
+                fast_decode=fast_decode,
             ),
             stdin=sys.stdin.buffer,
         )

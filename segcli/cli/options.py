@@ -10,7 +10,6 @@ EXIT_CODES = (
     "141 reader of stdout went away; 143 terminated."
 )
 
-_INPUT, _RUN, _TALK = "Inputs", "Running", "Talking"
 
 Inputs = Annotated[
     list[str] | None,
@@ -20,14 +19,10 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-Recursive = Annotated[
-    bool, typer.Option("-r", "--recursive", help="Descend into folders.", rich_help_panel=_INPUT)
-]
+Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Descend into folders.")]
 FilesFrom = Annotated[
     str | None,
-    typer.Option(
-        help="List of images, one a line; - is stdin.", metavar="FILE", rich_help_panel=_INPUT
-    ),
+    typer.Option(help="List of images, one a line; - is stdin.", metavar="FILE"),
 ]
 Files0From = Annotated[
     str | None,
@@ -35,7 +30,6 @@ Files0From = Annotated[
         "--files0-from",
         help="List of images, each ended by NUL; - is stdin.",
         metavar="FILE",
-        rich_help_panel=_INPUT,
     ),
 ]
 Root = Annotated[
@@ -43,7 +37,6 @@ Root = Annotated[
     typer.Option(
         help="Entries of a list keep their place below this folder.",
         metavar="DIR",
-        rich_help_panel=_INPUT,
     ),
 ]
 Ext = Annotated[
@@ -51,7 +44,6 @@ Ext = Annotated[
     typer.Option(
         help="A further suffix that counts as an image inside a folder.",
         metavar="SUFFIX",
-        rich_help_panel=_INPUT,
     ),
 ]
 MaxPixels = Annotated[
@@ -60,7 +52,6 @@ MaxPixels = Annotated[
         show_default="about 179 million",
         help="Refuse larger images.",
         min=1,
-        rich_help_panel=_INPUT,
     ),
 ]
 
@@ -68,7 +59,6 @@ Device = Annotated[
     str,
     typer.Option(
         envvar="SEGCLI_DEVICE",
-        rich_help_panel=_RUN,
         metavar="DEVICE",
         help="auto, cpu, cuda[:N], tensorrt[:N] …; only auto may fall back to the CPU.",
     ),
@@ -77,7 +67,6 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=1,
-        rich_help_panel=_RUN,
         show_default="one per usable core",
         help="Images worked on at once, around one session.",
     ),
@@ -86,20 +75,24 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        rich_help_panel=_RUN,
         show_default="usable cores / workers",
         help="Threads within one image's run.",
     ),
 ]
+FastDecode = Annotated[
+    bool,
+    typer.Option(
+        "--fast-decode",
+        help="Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, still twice what the model sees.",
+    ),
+]
 FailFast = Annotated[
     bool,
-    typer.Option("--fail-fast", help="Stop at the first image that fails.", rich_help_panel=_RUN),
+    typer.Option("--fail-fast", help="Stop at the first image that fails."),
 ]
 Offline = Annotated[
     bool,
-    typer.Option(
-        "--offline", envvar="SEGCLI_OFFLINE", help="Never use the network.", rich_help_panel=_RUN
-    ),
+    typer.Option("--offline", envvar="SEGCLI_OFFLINE", help="Never use the network."),
 ]
 RegistryFile = Annotated[
     str | None,
@@ -107,39 +100,28 @@ RegistryFile = Annotated[
         "--registry",
         envvar="SEGCLI_REGISTRY",
         metavar="FILE",
-        rich_help_panel=_RUN,
         help="A file of your own models, in the form of models.yaml.",
     ),
 ]
 
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON array on stdout.", rich_help_panel=_TALK)
-]
+Json = Annotated[bool, typer.Option("--json", help="One JSON array on stdout.")]
 Jsonl = Annotated[
     bool,
     typer.Option(
         "--jsonl",
         help="One JSON object a line, as soon as each image is done.",
-        rich_help_panel=_TALK,
     ),
 ]
 Timing = Annotated[
     bool,
     typer.Option(
         "--timing/--no-timing",
-        rich_help_panel=_TALK,
         help="Keep elapsed_ms in records; without, two runs diff empty.",
     ),
 ]
-Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Errors only on stderr.", rich_help_panel=_TALK)
-]
-Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="A line per image.", rich_help_panel=_TALK)
-]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="A line per image.")]
 Debug = Annotated[
     bool,
-    typer.Option(
-        "--debug", envvar="SEGCLI_DEBUG", help="Tracebacks of errors.", rich_help_panel=_TALK
-    ),
+    typer.Option("--debug", envvar="SEGCLI_DEBUG", help="Tracebacks of errors."),
 ]

@@ -82,6 +82,7 @@ def segment(
     workers: o.Workers = None,
     threads: o.Threads = None,
     fail_fast: o.FailFast = False,
+    fast_decode: o.FastDecode = False,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
     as_json: o.Json = False,
@@ -149,7 +150,10 @@ def segment(
                 no_clobber=no_clobber,
             ),
             RunOptions(
-                workers=workers, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, fail_fast=fail_fast
+                workers=workers,
+                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                fail_fast=fail_fast,
+                fast_decode=fast_decode,
             ),
             stdin=sys.stdin.buffer,
             write_stdout=out.write,
