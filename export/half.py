@@ -4,6 +4,8 @@ Each large initializer becomes a float16 one followed by a Cast, which ONNX Runt
 it loads the file: the session computes with float32 weights that were rounded once.
 """
 
+from collections.abc import Container
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -14,11 +16,16 @@ MIN_ELEMENTS = 256
 FP16_MAX = 65504.0
 
 
-def store_as_fp16(proto: onnx.ModelProto) -> None:
-    """Rewrites the float32 weights of ``proto`` in place; values beyond fp16 stay fp32."""
+def store_as_fp16(proto: onnx.ModelProto, *, keep: Container[str] = ()) -> None:
+    """Rewrites the float32 weights of ``proto`` in place; values beyond fp16 stay fp32.
+
+    Args:
+        proto: The graph.
+        keep: Names of initializers that stay as they are.
+    """
     casts = []
     for tensor in proto.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in keep:
             continue
         values = numpy_helper.to_array(tensor)
         if values.size < MIN_ELEMENTS or not np.abs(values).max() <= FP16_MAX:

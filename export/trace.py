@@ -21,7 +21,7 @@ from torch.export import Dim
 import segcli
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard, Preprocessing, Rgb, Task
 from segcli.errors import CheckpointError, ExportError
-from segcli.export import hf_config, hf_processor, verify
+from segcli.export import agreement, hf_config, hf_processor, precision, verify
 from segcli.export.by_shapes import NetworkConfig
 from segcli.export.checkpoints import Weights, find_weights, load_strict, read_weights
 from segcli.export.fold import fold
@@ -70,6 +70,9 @@ class ExportRequest:
         size_hw: A fixed input size, or None for dynamic height and width.
         num_classes: How many classes the head must have, where that is known.
         storage: ``fp16`` halves the file; the graph still computes in fp32.
+        precision: What the graph computes in.
+        verify_images: Image files on which a lower precision has to agree with fp32.
+        min_agreement: How far, or None for the default of ``precision``.
     """
 
     checkpoint: Path
@@ -84,6 +87,9 @@ class ExportRequest:
     size_hw: tuple[int, int] | None = None
     num_classes: int | None = None
     storage: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    verify_images: tuple[str, ...] = ()
+    min_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,9 @@ def export_model(request: ExportRequest) -> ExportReport:
 
     Raises:
         CheckpointError: The checkpoint cannot be honoured.
-        ExportError: The graph does not reproduce the reference.
+        ExportError: The graph does not reproduce the reference, or a lower precision does not
+            agree with it.
+        UsageError: A lower precision has no image to be verified with, or one cannot be read.
     """
     _check_size(request.size_hw)
     checkpoint = _read(request)
@@ -137,9 +145,11 @@ def export_model(request: ExportRequest) -> ExportReport:
         folded = build_module(checkpoint.config.network, checkpoint.config.task)
         folded.load_state_dict(reference.state_dict())
         folds = fold(folded)
-        proto = trace(folded, request.size_hw)
+        proto = full = trace(folded, request.size_hw)
         verification = verify.compare(proto, reference, request.size_hw, verify.TOLERANCE)
-        if request.storage == "fp16":
+        if request.precision != "fp32":
+            proto = precision.lower(full, request.precision, request.storage)
+        elif request.storage == "fp16":
             store_as_fp16(proto)
             try:
                 rounded = verify.compare(proto, reference, request.size_hw, verify.FP16_TOLERANCE)
@@ -148,6 +158,10 @@ def export_model(request: ExportRequest) -> ExportReport:
                 raise ExportError(str(error), hint=hint) from error
             verification["fp16_max_rel_diff"] = rounded["max_rel_diff"]
     card = _card(request, checkpoint, proto, folds, verification)
+    if request.precision != "fp32":
+        verification["precision"] = agreement.check(
+            full, proto, request.precision, card, request.verify_images, request.min_agreement
+        )
     onnx.helper.set_model_props(proto, card.to_metadata())
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -236,7 +250,8 @@ def _card(
         license_note=request.license_note,
         opset=OPSET,
         folds=folds,
-        storage=request.storage,
+        storage="fp16" if request.precision == "fp16" else request.storage,
+        precision=request.precision,
         versions={
             "segcli": segcli.__version__,
             "torch": torch.__version__,

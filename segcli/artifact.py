@@ -124,9 +124,11 @@ class ModelCard:
         opset: ONNX opset of the default domain.
         folds: Names of the exact rewrites applied before tracing.
         storage: ``fp32`` or ``fp16``: how the weights are stored in the file.
+        precision: ``fp32``, ``fp16`` or ``int8``: what the graph computes in.
         versions: Versions of what wrote the file.
         verification: Figures of the comparison with PyTorch before the file was put in
-            place: ``max_rel_diff``, ``tolerance``, ``sizes_hw``, ``batches``.
+            place: ``max_rel_diff``, ``tolerance``, ``sizes_hw``, ``batches``; below fp32 also
+            ``precision``, its agreement with the fp32 graph on images.
     """
 
     name: str
@@ -150,6 +152,7 @@ class ModelCard:
     opset: int
     folds: tuple[str, ...] = ()
     storage: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     versions: dict[str, str]
     verification: dict[str, Any]
 
@@ -161,6 +164,8 @@ class ModelCard:
             raise ArtifactError(f"unknown activation {self.activation!r}")
         if self.storage not in ("fp32", "fp16"):
             raise ArtifactError(f"unknown storage {self.storage!r}")
+        if self.precision not in ("fp32", "fp16", "int8"):
+            raise ArtifactError(f"unknown precision {self.precision!r}")
         if self.task != "features" and not self.class_names:
             raise ArtifactError(f"a {self.task} model without class names")
         if self.task == "segmentation" and len(self.palette) != len(self.class_names):

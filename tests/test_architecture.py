@@ -142,12 +142,19 @@ def test_exception_of_results_is_lazy():
     assert found[0].lazy
 
 
+# precision.py has no session of its own, it uses the converters that ONNX Runtime ships.
 @pytest.mark.parametrize(
-    ("package", "room"), [("onnxruntime", "session.py"), ("huggingface_hub", "hub.py")]
+    ("package", "rooms"),
+    [("onnxruntime", {"session.py", "precision.py"}), ("huggingface_hub", {"hub.py"})],
 )
-def test_only_importer(package, room):
+def test_only_importer(package, rooms):
     files = [*own_files(), *EXPORT.glob("*.py")]
-    assert [p.name for p in files if any(i.top == package for i in imports(p))] == [room]
+    assert {p.name for p in files if any(i.top == package for i in imports(p))} == rooms
+
+
+def test_precision_uses_no_session_but_ours():
+    found = {i.module for i in imports(EXPORT / "precision.py") if i.top == "onnxruntime"}
+    assert all(m.startswith(("onnxruntime.quant", "onnxruntime.transformers.")) for m in found)
 
 
 def test_pillow_decodes_and_resizes():
@@ -171,9 +178,12 @@ def test_nothing_outside_export_imports_its_packages():
 
 def test_export_uses_few_rooms():
     allowed = {"artifact", "errors", "session", "labels", "export"}
+    # It compares answers, from the image file on.
+    more = {"agreement.py": {"image_io", "preprocess", "postprocess"}}
     for path in EXPORT.glob("*.py"):
+        rooms = {None} | allowed | more.get(path.name, set())
         for found in imports(path):
-            assert found.room is None or found.room in allowed, f"{path.name}: {found.module}"
+            assert found.room in rooms, f"{path.name}: {found.module}"
 
 
 @pytest.mark.parametrize("room", PURE)

@@ -46,6 +46,7 @@ def raw(make_card):
             "ignore_index": -100,
             "reduce_labels": True,
             "storage": "fp16",
+            "precision": "int8",
             "folds": ("batch_norm",),
             "verification": {"max_rel_diff": 1e-06, "sizes_hw": [[64, 96]]},
         },
@@ -80,6 +81,7 @@ def test_fields_with_a_default_may_be_missing(make_card, raw):
         "reduce_labels",
         "folds",
         "storage",
+        "precision",
     ):
         del raw[name]
     assert parse(raw) == make_card()
@@ -141,6 +143,7 @@ def test_a_field_of_any_type_is_read_or_refused(raw, field, value):
         "task": (str,),
         "activation": (str,),
         "storage": (str,),
+        "precision": (str,),
         "opset": (int,),
         "ignore_index": (int,),
         "align_corners": (bool,),
@@ -183,6 +186,7 @@ def test_preprocessing_of_any_type_is_read_or_refused(raw, field, value):
     [
         ({"task": "detection"}, "unknown task 'detection'"),
         ({"activation": "tanh"}, "unknown activation 'tanh'"),
+        ({"precision": "int4"}, "unknown precision 'int4'"),
         ({"class_names": []}, "segmentation model without class names"),
         ({"class_names": ["a"]}, "3 palette colours for 1 classes"),
         ({"palette": []}, "0 palette colours for 3 classes"),

@@ -1,16 +1,18 @@
 """``segcli export``: a checkpoint into one self-describing .onnx file."""
 
+import io
 import re
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segcli.artifact import MIN_IMAGE_SIZE
 from segcli.cli import options as o
 from segcli.errors import OutputError, OutputWriteError, UsageError
+from segcli.inputs import STDIN, check_arguments, open_sources
 
 if TYPE_CHECKING:
     from segcli.cli.console import Talk
@@ -33,6 +35,14 @@ class Storage(StrEnum):
     FP16 = "fp16"
 
 
+class Precision(StrEnum):
+    """What the graph computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 def export(
     name: Annotated[str | None, typer.Argument(help="A registry name.", show_default=False)] = None,
     output: Annotated[
@@ -52,8 +62,28 @@ def export(
         str | None, typer.Option(metavar="HxW", help="A fixed input size; default: dynamic.")
     ] = None,
     weights: Annotated[
-        Storage, typer.Option(help="Storage of weights; the graph computes in fp32 either way.")
+        Storage, typer.Option(help="Storage of weights; what the graph computes in stays the same.")
     ] = Storage.FP32,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="What the graph computes in: fp16 is for GPUs, int8 for SegFormer on CPUs."
+        ),
+    ] = Precision.FP32,
+    verify_images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Images, or folders of them, on which a lower precision has to agree with fp32.",
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="How far, 0 to 1; default: 0.995 for fp16, 0.98 for int8; features 0.98 and 0.95.",
+        ),
+    ] = None,
     variant: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +117,10 @@ def export(
 
     segcli export --checkpoint weights.pth --variant b1 --labels names.txt -o my.onnx
 
-    Nothing is written unless the graph reproduces PyTorch's outputs.
+    segcli export segformer-b2 --precision fp16 --verify-images photos/ -o b2-fp16.onnx
+
+    Nothing is written unless the graph reproduces PyTorch's outputs, and a lower precision the
+    answers of fp32.
     """
     from segcli.atomic import write_atomic
     from segcli.cli import console, run
@@ -105,6 +138,7 @@ def export(
     if checkpoint == "":
         raise UsageError("--checkpoint is empty")
     size_hw = _parse_size(image_size)
+    images = _verification(precision, verify_images or [], min_agreement)
     require_export("'segcli export'")
     talk = console.Talk(quiet=quiet)
     names = run.open_registry(registry)
@@ -128,6 +162,9 @@ def export(
         labels=read_labels(Path(labels)) if labels else None,
         size_hw=size_hw,
         storage=weights.value,
+        precision=precision.value,
+        verify_images=images,
+        min_agreement=min_agreement,
     )
     report = export_model(request)
     try:
@@ -162,6 +199,8 @@ def export(
         )
         if "fp16_max_rel_diff" in card.verification:
             out.line(f"after rounding weights to fp16 {card.verification['fp16_max_rel_diff']:g}")
+    if "precision" in card.verification:
+        talk.note(_agreement(card.verification["precision"]))
     talk.note(
         f"{card.family} {card.variant}, {card.task}, {len(card.class_names)} classes, "
         f"{report.parameters / 1e6:.2f} M parameters, {len(report.data) / 1e6:.1f} MB, "
@@ -178,6 +217,45 @@ def _request(
         return store.export_request(registry.get(name), offline=offline, tell=talk.note)
     assert checkpoint is not None
     return store.checkpoint_request(checkpoint, registry, offline=offline, tell=talk.note)
+
+
+def _verification(
+    precision: Precision, args: list[str], min_agreement: float | None
+) -> tuple[str, ...]:
+    """Returns the image files of ``--verify-images``.
+
+    Raises:
+        UsageError: There is none where the precision needs them, or they go with nothing.
+    """
+    if precision is Precision.FP32:
+        if args or min_agreement is not None:
+            raise UsageError("--verify-images and --min-agreement go with --precision fp16 or int8")
+        return ()
+    if not args:
+        raise UsageError(
+            f"--precision {precision} needs --verify-images",
+            hint="name some images of the kind that the model is for, or a folder of them",
+        )
+    if min_agreement is not None and not 0 <= min_agreement <= 1:
+        raise UsageError(f"--min-agreement {min_agreement:g} is not between 0 and 1")
+    if STDIN in args:
+        raise UsageError("--verify-images takes files and folders, not stdin ('-')")
+    try:
+        check_arguments(args)
+    except UsageError as error:
+        hint = "a folder stands for the images directly inside it"
+        raise UsageError(f"--verify-images: {error}", hint=hint) from error
+    return tuple(source.path for source in open_sources(args, stdin=io.BytesIO()))
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    text = (
+        f"{found['kind']} agrees with fp32 by {found['agreement']:g} "
+        f"(required {found['bound']:g}) on {found['images']} images"
+    )
+    if "max_score_diff" in found:
+        return f"{text}, scores differ by {found['max_score_diff']:g} at most"
+    return f"{text}, by {found['lowest']:g} on the worst"
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

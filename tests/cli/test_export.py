@@ -35,6 +35,9 @@ def copy(tiny_checkpoint, tmp_path):
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
 
 
+INT8 = ("segformer-b0", "-o", "x.onnx", "--precision", "int8", "--verify-images")
+
+
 def nothing_written(folder="."):
     return not [p for p in Path(folder).rglob("*") if p.suffix in (".onnx", ".segcli-part")]
 
@@ -52,6 +55,15 @@ def nothing_written(folder="."):
         (["segformer-b0", "-o", "x.onnx", "--image-size", "31x64"], "at least 32"),
         (["segformer-b0", "-o", "x.onnx", "--weights", "int2"], "--weights"),
         (["segformer-b0", "-o", "x.onnx", "--task", "poetry"], "--task"),
+        (["segformer-b0", "-o", "x.onnx", "--precision", "bf16"], "--precision"),
+        (["segformer-b0", "-o", "x.onnx", "--precision", "int8"], "needs --verify-images"),
+        (["segformer-b0", "-o", "x.onnx", "--verify-images", "a.png"], "go with --precision"),
+        (["segformer-b0", "-o", "x.onnx", "--min-agreement", "0.5"], "go with --precision"),
+        ([*INT8, "none.png"], "no such file or folder: 'none.png'"),
+        ([*INT8, "folder.onnx"], "--verify-images: the folder 'folder.onnx' holds no image"),
+        ([*INT8, "-"], "not stdin"),
+        ([*INT8, "folder.onnx", "--min-agreement", "1.1"], "is not between 0 and 1"),
+        ([*INT8, "folder.onnx", "--min-agreement", "nan"], "is not between 0 and 1"),
     ],
 )
 def test_usage(segcli, args, says):
@@ -105,6 +117,45 @@ class TestWithTorch:
         assert (card["name"], card["license"], card["storage"]) == ("own", "MIT", "fp16")
         assert card["preprocessing"]["size_hw"] == [64, 96]
         assert card["class_names"] == ["red", "green", "blue"]
+
+    @pytest.mark.parametrize(("kind", "bound"), [("fp16", 0.995), ("int8", 0.98)])
+    def test_lower_precision(self, segcli, tiny_checkpoint, picture, kind, bound):
+        picture("photos/a.png", size_wh=(64, 48), split=32)
+        picture("photos/b.png", size_wh=(96, 64), split=9)
+        picture("photos/masks/b.png", size_wh=(96, 64))
+        args = ("export", "--checkpoint", tiny_checkpoint, "--precision", kind)
+        ran = segcli(*args, "--verify-images", "photos", "-o", "x.onnx")
+        assert ran.code == 0
+        assert f"{kind} agrees with fp32 by " in ran.err
+        assert f"(required {bound}) on 2 images" in ran.err
+        ran = segcli("models", "show", "x.onnx", "--json")
+        card = json.loads(ran.out)["card"]
+        assert card["precision"] == kind
+        assert card["storage"] == {"fp16": "fp16", "int8": "fp32"}[kind]
+        assert card["verification"]["max_rel_diff"] < 1e-4
+        found = card["verification"]["precision"]
+        assert (found["kind"], found["bound"], found["images"]) == (kind, bound, 2)
+        assert bound <= found["lowest"] <= found["agreement"] <= 1
+        ran = segcli("segment", "-m", "x.onnx", "photos/a.png", "-o", "out.png", "--jsonl")
+        assert (ran.code, json.loads(ran.out)["width"]) == (0, 64)
+
+    def test_too_little_agreement_writes_nothing(self, segcli, copy, picture):
+        """Two classes whose logits differ by less than float16 tells apart."""
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(copy / "model.safetensors")
+        state["decode_head.classifier.weight"] *= 1e-3
+        state["decode_head.classifier.bias"][:] = 1000
+        save_file(state, copy / "model.safetensors")
+        args = ("export", "--checkpoint", copy, "--precision", "fp16", "--image-size", "64x64")
+        args = (*args, "--verify-images", picture(), "-o", "x.onnx")
+        Path("x.onnx").write_text("before")
+        ran = segcli(*args)
+        assert (ran.code, ran.out) == (3, "")
+        assert "the fp16 graph agrees with fp32 by 0" in ran.err
+        assert "required is 0.995: nothing was written" in ran.err
+        assert Path("x.onnx").read_text() == "before"
+        assert segcli(*args, "--min-agreement", "0").code == 0
 
     def test_existing_file_is_replaced_whole(self, segcli, copy):
         Path("x.onnx").write_text("before")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 PARITY = pytest.StashKey[list[tuple[str, ...]]]()
 
@@ -116,6 +117,42 @@ def save_checkpoint(tmp_path_factory):
         return folder
 
     return save_checkpoint
+
+
+def _make_graph(nodes, weights, logits=("n", "k", "y", "x")):
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
+    graph = helper.make_graph(
+        [helper.make_node(*node[:3], name=f"node{i}", **node[3]) for i, node in enumerate(nodes)],
+        "test",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, list(logits))],
+        tensors,
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def _affine(scale, shift):
+    scale = np.array(scale, np.float32)[:, :, None, None]
+    return _make_graph(
+        [
+            ("Conv", ["pixel_values", "scale"], ["scaled"], {}),
+            ("Add", ["scaled", "shift"], ["logits"], {}),
+        ],
+        {"scale": scale, "shift": np.array(shift, np.float32)[:, None, None]},
+    )
+
+
+@pytest.fixture(scope="session")
+def make_graph():
+    """Makes a graph of operators: (op_type, inputs, outputs, attributes), and its weights."""
+    return _make_graph
+
+
+@pytest.fixture(scope="session")
+def affine():
+    """Makes a graph whose logits are a 1x1 convolution of the pixel plus a constant."""
+    return _affine
 
 
 def _relative(ours, theirs):

@@ -146,6 +146,7 @@ def test_a_segformer_segmenter(segmenter, relative):
         opset=OPSET,
         folds=("encoder", "decode_head", "batch_norm"),
         storage="fp32",
+        precision="fp32",
         versions={
             "segcli": segcli.__version__,
             "torch": torch.__version__,
