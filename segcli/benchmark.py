@@ -47,7 +47,7 @@ _Clock = dict[str, list[float]]
 
 
 def measure(
-    load: Callable[[int], Model],
+    load: Callable[[int, int], Model],
     sources: Iterable[Source],
     options: BenchOptions,
     *,
@@ -58,7 +58,7 @@ def measure(
     """Measures a model on images, or on made ones where there are none.
 
     Args:
-        load: Opens the model with so many threads a run.
+        load: Opens the model for so many workers, with so many threads a run.
         sources: Files; the first ``MOST_IMAGES`` that can be decoded are used.
         options: What to measure.
         started: ``time.perf_counter()`` when loading began, None for now.
@@ -73,7 +73,7 @@ def measure(
     """
     started = time.perf_counter() if started is None else started
     tell("loading the model")
-    model = load(options.threads)
+    model = load(options.workers, options.threads)
     load_ms = (time.perf_counter() - started) * 1e3
     with _temporary_folder() as folder:
         chosen = _decodable(sources, options, refuse)
@@ -92,7 +92,8 @@ def measure(
         for workers, threads in splits(session.usable_cores()) if options.sweep else ():
             tell(f"timing {workers} workers with {threads} threads each")
             other = replace(options, workers=workers, threads=threads)
-            fitting = model if threads == options.threads else load(threads)
+            same = (workers > 1, threads) == (options.workers > 1, options.threads)
+            fitting = model if same else load(workers, threads)
             sweep.append(_time_pipeline(fitting, chosen, other, count, folder))
     return Benchmark(
         model=model.card.name,

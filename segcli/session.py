@@ -10,6 +10,7 @@ import io
 import math
 import os
 import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class Session:
         model: Path of an .onnx file, or its bytes.
         device: ``auto``, ``cpu``, ``cuda[:N]``, ``tensorrt[:N]`` or another provider's name.
         threads: Threads within one operator; None takes the cores this process may use.
+        shared: Several threads will call it. As many runs as fill the cores then go on at a time,
+            so that memory grows with the cores and not with the callers, and waiting threads
+            sleep instead of spinning: with one core busy elsewhere a run otherwise takes twice as
+            long. Alone on the machine spinning saves 3 to 8 per cent.
         optimize: False keeps the graph as it is in the file.
 
     Attributes:
@@ -59,13 +64,21 @@ class Session:
         *,
         device: str = "auto",
         threads: int | None = None,
+        shared: bool = False,
         optimize: bool = True,
     ) -> None:
         self.threads = threads or usable_cores()
+        self._slots = threading.BoundedSemaphore(max(1, usable_cores() // self.threads))
+        self._shared = shared
         self.fallback: str | None = None
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # A pattern is learned in the first run and given a block of its own in the second, while
+        # the arena keeps the first one's: half as much memory again, and no faster.
+        options.enable_mem_pattern = False
+        if shared:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -76,6 +89,7 @@ class Session:
             provider, number = parse_device(device)
             self._session = _open(model, options, provider, number)
             self._prove(provider, device)
+        _trim_heap()
         self.provider: str = self._session.get_providers()[0]
         self.input_name, self.input_hw = _check_input(self._session.get_inputs())
         outputs = self._session.get_outputs()
@@ -90,7 +104,8 @@ class Session:
             InferenceError: ONNX Runtime failed, for want of memory for instance.
         """
         try:
-            outputs: list[npt.NDArray[Any]] = self._session.run(None, {self.input_name: batch})
+            with self._slots if self._shared else contextlib.nullcontext():
+                outputs: list[npt.NDArray[Any]] = self._session.run(None, {self.input_name: batch})
         except Exception as error:
             raise InferenceError(f"the model failed: {_reason(error)}") from error
         return outputs
@@ -118,14 +133,14 @@ class Session:
 
 
 def open_session(
-    model: Path | bytes, *, device: str = "auto", threads: int | None = None
+    model: Path | bytes, *, device: str = "auto", threads: int | None = None, shared: bool = False
 ) -> Future[Session]:
     """Starts to open a session and returns at once; ONNX Runtime holds no lock meanwhile.
 
     Args and what ``result()`` raises are those of ``Session``.
     """
     with_one = ThreadPoolExecutor(1, thread_name_prefix="segcli-open")
-    opening = with_one.submit(Session, model, device=device, threads=threads)
+    opening = with_one.submit(Session, model, device=device, threads=threads, shared=shared)
     with_one.shutdown(wait=False)
     return opening
 
@@ -242,6 +257,14 @@ def _open(model: Path | bytes, options: Any, provider: str, number: int) -> Any:
             raise DeviceError(f"{provider} does not start: {_reason(error)}") from error
         where = "the model" if isinstance(model, bytes) else repr(str(model))
         raise ArtifactError(f"ONNX Runtime cannot load {where}: {_reason(error)}") from error
+
+
+def _trim_heap() -> None:
+    """Gives back what parsing the model leaves in glibc's heap: the size of the file again."""
+    if sys.platform == "linux":
+        # musl has no such function.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reason(error: Exception) -> str:

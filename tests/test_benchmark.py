@@ -44,7 +44,7 @@ def short(**more):
 
 
 def bench(model, *paths, **more):
-    return measure(lambda _: model, sources(*paths), short(**more))
+    return measure(lambda *_: model, sources(*paths), short(**more))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_no_more_images_than_runs_are_looked_at(model, picture):
         for i in count():
             yield from sources(picture(f"{i}.png"))
 
-    found = measure(lambda _: model, endless(), short(runs=3))
+    found = measure(lambda *_: model, endless(), short(runs=3))
     assert (found.images, len(found.image.samples_ms)) == (3, 3)
 
 
@@ -238,9 +238,9 @@ def test_sizes_that_differ_are_none(model, picture):
 def test_load_time_begins_when_told(model, picture):
     options = short()
     ago = time.perf_counter() - 1000
-    found = measure(lambda _: model, sources(picture()), options, started=ago)
+    found = measure(lambda *_: model, sources(picture()), options, started=ago)
     assert 1e6 <= found.load_ms < 2e6
-    assert measure(lambda _: model, sources(picture()), options).load_ms < 1e5
+    assert measure(lambda *_: model, sources(picture()), options).load_ms < 1e5
 
 
 def test_peak_memory_is_at_least_what_was_just_held():
@@ -284,7 +284,7 @@ def test_sweep(model, picture, monkeypatch):
     monkeypatch.setattr(benchmark.session, "usable_cores", lambda: 4)
     loaded = []
 
-    def load(threads):
+    def load(workers, threads):
         loaded.append(threads)
         return model
 
@@ -331,7 +331,7 @@ def test_bad_image_among_good_ones_is_refused(model, picture, tmp_path):
     (tmp_path / "bad.jpg").write_text("no picture")
     errors = []
     found = measure(
-        lambda _: model,
+        lambda *_: model,
         sources(tmp_path / "bad.jpg", picture(), tmp_path / "none.png"),
         short(),
         refuse=errors.append,
@@ -382,7 +382,7 @@ def test_features_have_no_answers(tiny_model, picture):
 
 
 def test_device_error_passes_through(picture):
-    def load(threads):
+    def load(workers, threads):
         raise DeviceError("no such device")
 
     with pytest.raises(DeviceError):
@@ -404,12 +404,12 @@ def test_interrupt_leaves_no_folder(model, picture, monkeypatch, temporary):
 
     monkeypatch.setattr(benchmark, "segment_images", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        measure(lambda _: model, sources(picture()), short())
+        measure(lambda *_: model, sources(picture()), short())
     assert seen == [1]
     assert list(temporary.glob("segcli-bench-*")) == []
 
 
 def test_all_cores_are_swept(model, picture):
-    found = measure(lambda _: model, sources(picture()), short(sweep=True))
+    found = measure(lambda *_: model, sources(picture()), short(sweep=True))
     assert [t.workers * t.threads for t in found.sweep] == [usable_cores()] * len(found.sweep)
     assert found.sweep

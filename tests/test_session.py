@@ -293,3 +293,62 @@ def test_the_tiny_model_of_the_tests_runs(tiny_model):
     assert onnx.load(model).graph.node
     [found] = Session(model, device="cpu").run(np.ones((2, 3, 4, 5), np.float32))
     assert found.shape == (2, 3)
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [(1, 4), (2, 2), (3, 1), (4, 1), (8, 1)])
+def test_a_shared_session_fills_the_cores_and_no_more(monkeypatch, threads, at_once):
+    monkeypatch.setattr(room, "usable_cores", lambda: 4)
+    session = Session(graph(), device="cpu", threads=threads, shared=True)
+    running, most, lock = 0, 0, threading.Lock()
+    entered = threading.Semaphore(0)
+
+    class Slow:
+        def run(self, names, feeds):
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            entered.release()
+            # Long enough that all who may come in do.
+            release.wait(5)
+            with lock:
+                running -= 1
+            return list(feeds.values())
+
+    release = threading.Event()
+    session._session = Slow()
+    callers = [threading.Thread(target=session.run, args=(batch(1, 3, 2, 2),)) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for _ in range(at_once):
+        assert entered.acquire(timeout=5)
+    assert not entered.acquire(timeout=0.05)
+    release.set()
+    for caller in callers:
+        caller.join()
+    assert most == at_once
+
+
+def test_a_failed_run_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr(room, "usable_cores", lambda: 1)
+    session = Session(graph(shape=("n", 3, 8, 8)), device="cpu", shared=True)
+    for _ in range(3):
+        with pytest.raises(InferenceError):
+            session.run(batch(1, 3, 4, 4))
+    assert session.run(batch(1, 3, 8, 8))[0].shape == (1, 3, 8, 8)
+
+
+def test_opening_is_waited_for_only_when_it_is_asked(monkeypatch):
+    start, real = threading.Event(), Session.__init__
+
+    def slow(self, *args, **kwargs):
+        assert start.wait(5)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Session, "__init__", slow)
+    opening = room.open_session(graph(), device="cpu", threads=1)
+    assert not opening.done()
+    start.set()
+    assert opening.result(5).provider == CPU
+    with pytest.raises(ArtifactError):
+        room.open_session(b"no model").result(5)

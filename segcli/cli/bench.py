@@ -51,7 +51,7 @@ def bench(
     warmup: Annotated[
         int, typer.Option(min=0, help="Images run before each timing and not counted.")
     ] = 3,
-    image_size: Annotated[
+    size: Annotated[
         str | None,
         typer.Option(
             metavar="WxH",
@@ -87,9 +87,9 @@ def bench(
 
     args = inputs or []
     talk = console.Talk(quiet=quiet, verbose=verbose)
-    size_wh = _parse_size(image_size)
+    size_wh = _parse_size(size)
     if args and size_wh:
-        raise UsageError("--image-size is for made images, and there are inputs")
+        raise UsageError("--size is for made images, and there are inputs")
     if STDIN in args:
         raise UsageError("stdin ('-') can be read only once, and a benchmark repeats")
     if args:
@@ -116,11 +116,18 @@ def bench(
         defaults = BenchOptions()
         limit = max_pixels or defaults.max_pixels
         if size_wh and size_wh[0] * size_wh[1] > limit:
-            raise UsageError(f"--image-size {image_size} is more than {limit} pixels")
+            raise UsageError(f"--size {size} is more than {limit} pixels")
 
-        def load(threads: int) -> "Model":
+        def load(workers: int, threads: int) -> "Model":
             loaded = run.open_model(
-                str(path), None, names, talk, device=device, threads=threads, offline=offline
+                str(path),
+                None,
+                names,
+                talk,
+                device=device,
+                threads=threads,
+                shared=workers > 1,
+                offline=offline,
             )
             run.announce(loaded, talk)
             return loaded
@@ -168,7 +175,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if not match or max(map(int, match.groups())) > _LONGEST_SIDE:
         raise UsageError(
-            f"--image-size {text!r} is not of the form WxH with at most {_LONGEST_SIDE} each, "
+            f"--size {text!r} is not of the form WxH with at most {_LONGEST_SIDE} each, "
             "such as 1920x1080"
         )
     return int(match[1]), int(match[2])

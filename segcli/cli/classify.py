@@ -92,6 +92,7 @@ def classify(
             talk,
             device=device,
             threads=threads,
+            shared=workers > 1,
             offline=offline,
         )
         from segcli.image_io import DEFAULT_MAX_PIXELS

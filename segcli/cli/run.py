@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Records = Literal["text", "json", "jsonl"]
 
+# More share a network of this size badly.
+_MOST_THREADS = 4
+
 _COMMANDS = {"segmentation": "segment", "classification": "classify", "features": "embed"}
 
 
@@ -46,6 +49,7 @@ def open_model(
     *,
     device: str,
     threads: int | None,
+    shared: bool,
     offline: bool,
 ) -> "Model":
     """Returns a model for one task, or for any where ``task`` is None; it may still be loading.
@@ -69,7 +73,7 @@ def open_model(
         check_task(card.task, task, name)
     from segcli.session import open_session
 
-    opening = open_session(path, device=device, threads=threads)
+    opening = open_session(path, device=device, threads=threads, shared=shared)
     # These imports take as long as the session does, which is built meanwhile.
     from segcli.model import Model
 
@@ -100,7 +104,11 @@ def check_task(found: str, wanted: str, name: str) -> None:
 
 
 def default_workers(workers: int | None, threads: int | None, *, single: bool) -> tuple[int, int]:
-    """Returns (workers, threads): one thread a worker for many images, all threads for one.
+    """Returns (workers, threads) for the cores of this process.
+
+    Of many images each worker decodes, finishes and writes its own, while few go through the
+    network at once, with several threads each: as fast as one thread for each worker, for a
+    fraction of the memory. One image gets all cores.
 
     Raises:
         UsageError: More threads were asked for than the machine has cores.
@@ -113,8 +121,8 @@ def default_workers(workers: int | None, threads: int | None, *, single: bool) -
     if threads is not None and threads > most:
         raise UsageError(f"--threads {threads} is more than the {most} cores of this machine")
     if workers is None:
-        workers = 1 if single else max(1, cores // (threads or 1))
-    return workers, threads or max(1, cores // workers)
+        workers = 1 if single else cores
+    return workers, threads or (cores if workers == 1 else min(cores, _MOST_THREADS))
 
 
 def report(

@@ -132,6 +132,7 @@ def segment(
             talk,
             device=device,
             threads=threads,
+            shared=workers > 1,
             offline=offline,
         )
         from segcli.image_io import DEFAULT_MAX_PIXELS

@@ -110,7 +110,7 @@ def test_lines_where_stdout_is_no_terminal(bench, picture):
 
 def test_works_out_of_the_box(segcli, temporary):
     """No model, no image, no network."""
-    args = ("--offline", "--runs", "1", "--warmup", "0", "--workers", "1", "--image-size", "64x48")
+    args = ("--offline", "--runs", "1", "--warmup", "0", "--workers", "1", "--size", "64x48")
     ran = segcli("bench", *args, "--json")
     assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out)
@@ -150,13 +150,14 @@ def test_threads_reach_the_session(bench, picture, monkeypatch):
     opened = []
     real = session.open_session
 
-    def open_session(path, *, device, threads):
-        opened.append((device, threads))
-        return real(path, device=device, threads=threads)
+    def open_session(path, *, device, threads, shared):
+        opened.append((device, threads, shared))
+        return real(path, device=device, threads=threads, shared=shared)
 
     monkeypatch.setattr(session, "open_session", open_session)
     found = json.loads(bench(picture(), "--json", "--threads", "1", "--device", "cpu").out)
-    assert (opened, found["threads"]) == ([("cpu", 1)], 1)
+    shared = found["workers"] > 1
+    assert (opened, found["threads"]) == ([("cpu", 1, shared)], 1)
 
 
 def test_sweep(bench, picture, monkeypatch, check):
@@ -185,12 +186,12 @@ def test_folder(bench, picture):
         (["--warmup", "-1"], "--warmup"),
         (["--workers", "0"], "--workers"),
         (["--threads", "100000"], "cores of this machine"),
-        (["--image-size", "1080"], "not of the form WxH"),
-        (["--image-size", "0x9"], "not of the form WxH"),
-        (["--image-size", "65501x9"], "not of the form WxH"),
-        (["--image-size", "50000x50000"], "is more than 178956970 pixels"),
-        (["--image-size", "20x20", "--max-pixels", "399"], "is more than 399 pixels"),
-        (["a.png", "--image-size", "20x20"], "there are inputs"),
+        (["--size", "1080"], "not of the form WxH"),
+        (["--size", "0x9"], "not of the form WxH"),
+        (["--size", "65501x9"], "not of the form WxH"),
+        (["--size", "50000x50000"], "is more than 178956970 pixels"),
+        (["--size", "20x20", "--max-pixels", "399"], "is more than 399 pixels"),
+        (["a.png", "--size", "20x20"], "there are inputs"),
         (["-"], "stdin"),
         (["none.png"], "no such file or folder: 'none.png'"),
         (["empty"], "holds no image"),
