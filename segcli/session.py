@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,14 @@ class Session:
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session: Any
+        self._second: Any = None
+        self._opening_upsampler = threading.Lock()
+        self._number = 0
         if device == "auto":
             self._session = self._automatic(model, options)
         else:
-            provider, number = parse_device(device)
-            self._session = _open(model, options, provider, number)
+            provider, self._number = parse_device(device)
+            self._session = _open(model, options, provider, self._number)
             self._prove(provider, device)
         _trim_heap()
         self.provider: str = self._session.get_providers()[0]
@@ -109,6 +113,52 @@ class Session:
         except Exception as error:
             raise InferenceError(f"the model failed: {_reason(error)}") from error
         return outputs
+
+    def class_map(
+        self, batch: npt.NDArray[np.float32], size_hw: tuple[int, int]
+    ) -> npt.NDArray[np.int32]:
+        """Returns the class map (H, W) of a batch of one, made on the device.
+
+        Neither the logits nor their upsampling leave it (``export/class_map.py``). It holds
+        K x H x W floats there.
+
+        Args:
+            batch: (1, 3, h, w).
+            size_hw: Height and width of the map.
+
+        Raises:
+            InferenceError: ONNX Runtime failed, or the logits are not finite.
+        """
+        device = "cuda" if self.provider == CUDA else "cpu"
+        try:
+            with self._slots if self._shared else contextlib.nullcontext():
+                network = self._session.io_binding()
+                network.bind_cpu_input(self.input_name, batch)
+                network.bind_output(self.output_names[0], device, self._number)
+                self._session.run_with_iobinding(network)
+                answer = self._upsampler().io_binding()
+                answer.bind_ortvalue_input("logits", network.get_outputs()[0])
+                answer.bind_cpu_input("size_hw", np.array(size_hw, np.int64))
+                answer.bind_output("class_map", "cpu")
+                answer.bind_output("zero", "cpu")
+                self._upsampler().run_with_iobinding(answer)
+                class_map, zero = answer.copy_outputs_to_cpu()
+        except Exception as error:
+            raise InferenceError(f"the model failed: {_reason(error)}") from error
+        if zero != 0:
+            raise InferenceError("the model produced logits that are not finite")
+        found: npt.NDArray[np.int32] = class_map[0]
+        return found
+
+    def _upsampler(self) -> Any:  # noqa: ANN401
+        with self._opening_upsampler:
+            if self._second is None:
+                options = ort.SessionOptions()
+                options.intra_op_num_threads = self.threads
+                options.log_severity_level = 4
+                graph = (files("segcli.data") / "class_map.onnx").read_bytes()
+                self._second = _open(graph, options, self.provider, self._number)
+            return self._second
 
     def _automatic(self, model: Path | bytes, options: Any) -> Any:  # noqa: ANN401
         if CUDA in ort.get_available_providers() and cuda_driver_present():

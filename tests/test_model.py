@@ -241,3 +241,78 @@ def test_several_threads_share_a_model(tiny_model, image):
     with ThreadPoolExecutor(4) as pool:
         for given, result in zip(images, pool.map(model, images), strict=True):
             assert (result.class_map == np.where(given[..., 0] > 0, 0, 2)).all()
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Takes the CPU for the GPU that makes class maps itself."""
+    from segcli.session import CPU
+
+    monkeypatch.setattr("segcli.model.CUDA", CPU)
+
+
+def test_a_class_map_made_on_the_device_is_the_same(tiny_model, image, on_device, monkeypatch):
+    from segcli.session import Session
+
+    model, made = load(tiny_model(), device="cpu"), []
+    real = Session.class_map
+    monkeypatch.setattr(
+        Session, "class_map", lambda self, *args: made.append(args[1]) or real(self, *args)
+    )
+    assert model.maps_on_device
+    result = model(image, size_hw=(12, 16))
+    assert made[-1] == (12, 16)
+    assert result.class_map.dtype == np.uint8
+    assert (result.class_map[:, :7] == 0).all()
+    assert (result.class_map[:, 9:] == 2).all()
+
+
+def test_a_device_whose_maps_are_wrong_is_not_trusted(tiny_model, image, on_device, monkeypatch):
+    from segcli.session import Session
+
+    monkeypatch.setattr(
+        Session, "class_map", lambda self, batch, size_hw: np.ones(size_hw, np.int32)
+    )
+    model = load(tiny_model(), device="cpu")
+    assert not model.maps_on_device
+    assert (model(image).class_map == [0, 0, 0, 0, 2, 2, 2, 2]).all()
+
+
+def test_what_fails_on_the_device_is_done_on_the_cpu(tiny_model, image, on_device, monkeypatch):
+    from segcli.session import Session
+
+    model = load(tiny_model(), device="cpu")
+    assert model.maps_on_device
+
+    def out_of_memory(self, batch, size_hw):
+        raise InferenceError("no memory")
+
+    monkeypatch.setattr(Session, "class_map", out_of_memory)
+    assert (model(image).class_map == [0, 0, 0, 0, 2, 2, 2, 2]).all()
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"align_corners": True},
+        {"activation": "sigmoid", "class_names": list("abcd"), "palette": [[0, 0, 0]] * 4},
+        {"task": "classification", "palette": ()},
+    ],
+    ids=lambda card: next(iter(card)),
+)
+def test_only_plain_class_maps_are_made_on_the_device(tiny_model, on_device, card):
+    assert not load(tiny_model(**card), device="cpu").maps_on_device
+
+
+def test_the_cpu_makes_class_maps_itself(tiny_model):
+    assert not load(tiny_model(), device="cpu").maps_on_device
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_an_error_on_the_device_too(tiny_model, bad):
+    session = load(tiny_model(), device="cpu").session
+    batch = np.zeros((1, 3, 4, 5), np.float32)
+    assert (session.class_map(batch, (8, 10)) == 0).all()
+    batch[0, 1, 2, 3] = bad
+    with pytest.raises(InferenceError, match="not finite"):
+        session.class_map(batch, (8, 10))
