@@ -63,17 +63,20 @@ def lower(
 def _typed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy that says the type of every value, as both converters ask for.
 
-    onnx infers nothing behind an operator of com.microsoft, whose first output is float32 in any
-    graph of ours.
+    onnx infers nothing behind an operator of com.microsoft, all of whose outputs are float32 in
+    any graph of ours.
     """
     typed = onnx.ModelProto()
     typed.CopyFrom(proto)
     del typed.metadata_props[:]
     known = {output.name for output in typed.graph.output}
     typed.graph.value_info.extend(
-        helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for node in typed.graph.node
-        if node.domain == "com.microsoft" and node.output[0] not in known
+        if node.domain == "com.microsoft"
+        for name in node.output
+        # An output that nobody reads has no name.
+        if name and name not in known
     )
     return onnx.shape_inference.infer_shapes(typed)
 

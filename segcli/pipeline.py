@@ -6,6 +6,7 @@ that fails is an Outcome like any other.
 """
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -162,6 +163,8 @@ def _run(
     run: RunOptions,
     stdin: BinaryIO,
 ) -> Iterator[Outcome]:
+    stopping = threading.Event()
+
     def failed(source: Source, error: ImageError) -> Outcome:
         return Outcome(source.path, "error", model.card.name, "", error=error)
 
@@ -178,6 +181,9 @@ def _run(
             # The first images are decoded while the session is being built; that is not theirs.
             provider = model.provider
             waited = time.perf_counter() - decoded
+            if stopping.is_set():
+                # Interrupted while the model was loading: nobody waits for this Outcome.
+                return failed(source, ImageError("interrupted"))
             outcome = work(image, size_hw, Outcome(source.path, "ok", model.card.name, provider))
         except ImageError as error:
             outcome = failed(source, error)
@@ -212,6 +218,7 @@ def _run(
                 if outcome.error and run.fail_fast:
                     return
         finally:
+            stopping.set()
             # On an error, a closed generator or Ctrl-C: what has not begun does not begin.
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -306,4 +313,4 @@ def _legend(result: Segmentation, visible: frozenset[int] | None) -> npt.NDArray
         for c in result.classes
         if visible is None or c.class_id in visible
     ]
-    return render.legend(entries, result.image.shape[0])
+    return render.legend(entries, result.class_map.shape[0])

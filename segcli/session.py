@@ -26,6 +26,9 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
+# What ONNX Runtime raises on any device where the file is to blame.
+_FAULTS_OF_THE_FILE = ("InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
+
 # Nothing is reported to anyone.
 ort.disable_telemetry_events()
 # ONNX Runtime warns on stderr about what it recovers from; errors arrive as exceptions.
@@ -303,7 +306,7 @@ def _open(model: Path | bytes, options: Any, provider: str, number: int) -> Any:
     try:
         return ort.InferenceSession(source, options, providers=providers)
     except Exception as error:
-        if provider != CPU:
+        if provider != CPU and type(error).__name__ not in _FAULTS_OF_THE_FILE:
             raise DeviceError(f"{provider} does not start: {_reason(error)}") from error
         where = "the model" if isinstance(model, bytes) else repr(str(model))
         raise ArtifactError(f"ONNX Runtime cannot load {where}: {_reason(error)}") from error

@@ -213,3 +213,78 @@ def test_classify(tiny_model, pictures):
     assert outcomes[3].error.code == "missing"
     assert {len(o.labels) for o in outcomes if o.labels} == {2}
     assert outcomes[0].labels[0].name == "blue"
+
+
+@pytest.fixture
+def loading(tiny_model):
+    """A model whose session opens, or fails to, only when it is told."""
+    from concurrent.futures import Future
+
+    from segcli.onnx_file import read_card
+
+    path, opening = tiny_model(), Future()
+    return Model(path, read_card(path), opening), opening
+
+
+def run_with(model, sources):
+    return segment_images(
+        sources,
+        model,
+        Claims(),
+        SegmentOptions(plan=OutputPlan("folder", "out", (Format.MASK,))),
+        RunOptions(workers=2),
+        stdin=io.BytesIO(),
+        write_stdout=lambda data: None,
+    )
+
+
+def test_images_are_decoded_while_the_model_loads(loading, model, pictures, monkeypatch):
+    waiting, opening = loading
+    decoded = threading.Semaphore(0)
+    real = image_io.decode_image
+
+    def noted(data, path, **more):
+        decoded.release()
+        return real(data, path, **more)
+
+    monkeypatch.setattr(image_io, "decode_image", noted)
+
+    def open_late():
+        assert decoded.acquire(timeout=10)
+        time.sleep(0.2)
+        opening.set_result(model.session)
+
+    opener = threading.Thread(target=open_late)
+    opener.start()
+    outcomes = list(run_with(waiting, pictures(3)))
+    opener.join()
+    assert [o.status for o in outcomes] == ["ok"] * 3
+    assert {o.provider for o in outcomes} == {model.provider}
+    # The wait is not the images' own.
+    assert all(o.elapsed_ms < 200 for o in outcomes)
+
+
+def test_a_model_that_cannot_be_loaded_comes_before_what_images_say(loading, pictures):
+    from segcli.errors import DeviceError
+
+    waiting, opening = loading
+    opening.set_exception(DeviceError("no such device"))
+    Path("bad.jpg").write_bytes(b"no image")
+    sources = [Source("bad.jpg", "bad.jpg", "file"), *pictures(2)]
+    with pytest.raises(DeviceError):
+        next(run_with(waiting, sources))
+    assert not list(Path("out").glob("*.png"))
+
+
+def test_what_waits_for_the_model_is_dropped_on_an_interrupt(loading, model, pictures):
+    waiting, opening = loading
+
+    def interrupted():
+        yield from pictures(2)
+        threading.Timer(0.2, lambda: opening.set_result(model.session)).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(run_with(waiting, interrupted()))
+    assert opening.done()
+    assert not list(Path("out").glob("*.png"))

@@ -10,7 +10,7 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import ModelNotFound, UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, check_arguments, open_sources
+from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
 
 if TYPE_CHECKING:
     from segcli.cli.console import Results
@@ -95,6 +95,9 @@ def classify(
             shared=workers > 1,
             offline=offline,
         )
+        if has_list or STDIN in args:
+            # Whoever feeds these may take long, and is not to find out at the end.
+            _ = loaded.session
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, classify_images
 

@@ -75,8 +75,8 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        show_default="usable cores / workers",
-        help="Threads within one image's run.",
+        show_default="all usable cores for one image at a time, else at most 4",
+        help="Threads of one run of the network.",
     ),
 ]
 FastDecode = Annotated[

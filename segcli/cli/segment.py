@@ -8,7 +8,7 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, check_arguments, open_sources
+from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
 from segcli.writers import Claims, Format, OutputPlan, check_place, plan_output
 
 if TYPE_CHECKING:
@@ -135,6 +135,9 @@ def segment(
             shared=workers > 1,
             offline=offline,
         )
+        if has_list or STDIN in args:
+            # Whoever feeds these may take long, and is not to find out at the end.
+            _ = loaded.session
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, SegmentOptions, segment_images
 

@@ -11,7 +11,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from segcli.errors import ExportError
+from segcli.export.fold import fold
 from segcli.export.precision import lower
+from segcli.export.segformer import SegformerConfig, SegformerForSemanticSegmentation
+from segcli.export.trace import trace
 from segcli.session import Session
 
 
@@ -217,3 +220,19 @@ def test_the_bytes_are_the_same_in_each_process(transformer, kind, tmp_path):
         assert done.stdout.strip() == hashlib.sha256(saved(lower(transformer, kind))).hexdigest()
         assert done.stderr == ""
     assert [p.name for p in tmp_path.iterdir()] == ["full.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_a_traced_segformer_is_lowered(randomize, tiny_segformer, kind):
+    """With the operators that only a traced one has, and their further outputs."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in tiny_segformer.items()}
+    model = randomize(SegformerForSemanticSegmentation(SegformerConfig(**fields))).eval()
+    fold(model)
+    proto = trace(model)
+    read = {n for node in proto.graph.node for n in node.input}
+    assert any(n in read for node in proto.graph.node if node.domain for n in node.output[1:])
+    x = np.random.default_rng(0).standard_normal((2, 3, 64, 96), np.float32)
+    [expected] = Session(saved(proto), device="cpu").run(x)
+    [found] = Session(saved(lower(proto, kind, "fp32")), device="cpu").run(x)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
