@@ -4,7 +4,8 @@ What rounding does to answers depends on the weights, so it is measured on pictu
 to the class of each pixel, and a graph that agrees too little is refused.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from segcli import image_io
 from segcli.artifact import ModelCard
 from segcli.errors import ExportError, ImageError, InferenceError, UsageError
 from segcli.export.precision import Kind, rounding
-from segcli.postprocess import argmax_class_map, scores
+from segcli.postprocess import scores, segment_logits
 from segcli.preprocess import preprocess
 from segcli.session import Session
 
@@ -29,6 +30,27 @@ _HINTS: dict[Kind, str] = {
     "fp16": "leave --precision at fp32, or accept less with --min-agreement",
     "int8": "try --precision fp16, or accept less with --min-agreement",
 }
+
+
+def require_images(paths: Sequence[str], kind: Kind) -> None:
+    """Raises UsageError where there is no image, or one cannot be read: before minutes of work."""
+    _require_some(paths, kind)
+    for path in paths:
+        with _usable():
+            image_io.decode_image(image_io.read_bytes(path), path)
+
+
+def _require_some(paths: Sequence[str], kind: Kind) -> None:
+    if not paths:
+        raise UsageError(f"precision {kind} needs images to compare its answers with those of fp32")
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise UsageError(f"an image to verify with: {error}", hint=error.hint) from error
 
 
 def check(
@@ -61,8 +83,7 @@ def check(
         ExportError: They agree less than ``bound``, or the graph gives no numbers.
         UsageError: There is no image, or one cannot be read.
     """
-    if not paths:
-        raise UsageError(f"precision {kind} needs images to compare its answers with those of fp32")
+    _require_some(paths, kind)
     if bound is None:
         bound = (FEATURE_BOUNDS if card.task == "features" else BOUNDS)[kind]
     exact = Session(full.SerializeToString(), device="cpu")
@@ -73,11 +94,9 @@ def check(
     )
     shares, differences = [], []
     for path in paths:
-        try:
+        with _usable():
             image = image_io.decode_image(image_io.read_bytes(path), path)
             batch = preprocess(image, card.preprocessing)
-        except ImageError as error:
-            raise UsageError(f"an image to verify with: {error}", hint=error.hint) from error
         size_hw = (image.shape[0], image.shape[1])
         try:
             share, difference = _compare(other.run(batch), exact.run(batch), card, size_hw)
@@ -123,13 +142,13 @@ def _compare(
             raise InferenceError("the model produced features that are not finite")
         return 1 - worst, worst
     if card.task == "segmentation":
-        maps = []
-        for outputs in (ours, exact):
-            logits = outputs[0][0]  # (K, h, w)
-            if card.activation == "sigmoid" and len(logits) == 1:
-                logits = np.concatenate([np.zeros_like(logits), logits])
-            maps.append(argmax_class_map(logits, size_hw, align_corners=card.align_corners))
-        return float((maps[0] == maps[1]).mean()), 0.0
+        found, expected = (
+            segment_logits(
+                outputs[0][0], size_hw, card.activation, align_corners=card.align_corners
+            )[0]
+            for outputs in (ours, exact)
+        )
+        return float((found == expected).mean()), 0.0
     a, b = (scores(outputs[0][0], card.activation) for outputs in (ours, exact))
     return float(a.argmax() == b.argmax()), float(np.abs(a - b).max())
 

@@ -139,6 +139,8 @@ def export_model(request: ExportRequest) -> ExportReport:
         UsageError: A lower precision has no image to be verified with, or one cannot be read.
     """
     _check_size(request.size_hw)
+    if request.precision != "fp32":
+        agreement.require_images(request.verify_images, request.precision)
     checkpoint = _read(request)
     with torch.no_grad():
         reference = _reference(checkpoint)

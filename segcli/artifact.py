@@ -7,7 +7,6 @@ onnx nor onnxruntime.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -75,13 +74,6 @@ class Preprocessing:
             type(n) is not int or n < 1 or n > 1 << 16 for n in lengths
         ):
             raise ArtifactError(f"absurd preprocessing size {lengths}")
-        numbers = (
-            *(self.mean or ()),
-            *(self.std or ()),
-            1 if self.rescale is None else self.rescale,
-        )
-        if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-            raise ArtifactError("rescale, mean and std must be finite numbers")
         if any(v is not None and len(v) != 3 for v in (self.mean, self.std)):
             raise ArtifactError("mean and std must have one value for each of R, G and B")
         numbers = (

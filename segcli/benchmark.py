@@ -61,7 +61,7 @@ def measure(
         load: Opens the model for so many workers, with so many threads a run.
         sources: Files; the first ``MOST_IMAGES`` that can be decoded are used.
         options: What to measure.
-        started: ``time.perf_counter()`` when loading began, None for now.
+        started: ``time.perf_counter()`` when loading began; None where it begins here.
         tell: Is given a word on what is being done.
         refuse: Is given the error of each image that cannot be used.
 

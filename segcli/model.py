@@ -17,7 +17,7 @@ from segcli import image_io
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
 from segcli.errors import ArtifactError, InferenceError, UsageError
 from segcli.onnx_file import read_card
-from segcli.postprocess import argmax_class_map, scores, top_k
+from segcli.postprocess import argmax_class_map, scores, segment_logits, top_k
 from segcli.preprocess import preprocess
 from segcli.registry import load_registry
 from segcli.results import Classification, ClassMap, Label, Segmentation
@@ -148,11 +148,10 @@ class Model:
         """
         size_hw = size_hw or (image.shape[0], image.shape[1])
         if self.card.task == "segmentation":
-            if self.card.activation == "sigmoid" and len(logits) == 1:
-                # One logit is foreground against nothing: above zero means p > 1/2.
-                logits = np.concatenate([np.zeros_like(logits), logits])
-            self._check_classes(len(logits))
-            class_map = argmax_class_map(logits, size_hw, align_corners=self.card.align_corners)
+            class_map, found = segment_logits(
+                logits, size_hw, self.card.activation, align_corners=self.card.align_corners
+            )
+            self._check_classes(found)
             return self._segmentation(class_map, image)
         self._check_classes(len(logits))
         values = scores(logits, self.card.activation)

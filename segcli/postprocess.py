@@ -63,6 +63,26 @@ def argmax_class_map(
     return class_map
 
 
+def segment_logits(
+    logits: _Floats, size_hw: tuple[int, int], activation: Activation, *, align_corners: bool
+) -> tuple[ClassMap, int]:
+    """Returns the class map of one image, and the number of classes its ids are of.
+
+    Args:
+        logits: (K, h, w) float32; with a sigmoid a single one is foreground against nothing.
+        size_hw: Height and width of the map.
+        activation: What the model's own card names.
+        align_corners: As for ``argmax_class_map``.
+
+    Raises:
+        InferenceError: The logits hold NaN or infinity.
+    """
+    if activation == "sigmoid" and len(logits) == 1:
+        # Above zero means p > 1/2.
+        logits = np.concatenate([np.zeros_like(logits), logits])
+    return argmax_class_map(logits, size_hw, align_corners=align_corners), len(logits)
+
+
 def count_classes(class_map: ClassMap, num_classes: int) -> npt.NDArray[np.int64]:
     """Returns how many pixels each class has, (num_classes,).
 

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Session:
         shared: Several threads will call it. As many runs as fill the cores then go on at a time,
             so that memory grows with the cores and not with the callers, and waiting threads
             sleep instead of spinning: with one core busy elsewhere a run otherwise takes twice as
-            long. Alone on the machine spinning saves 3 to 8 per cent.
+            long. Alone on the machine spinning saves 3 to 10 per cent.
         optimize: False keeps the graph as it is in the file.
 
     Attributes:
@@ -72,8 +73,10 @@ class Session:
         optimize: bool = True,
     ) -> None:
         self.threads = threads or usable_cores()
-        self._slots = threading.BoundedSemaphore(max(1, usable_cores() // self.threads))
-        self._shared = shared
+        at_once = max(1, usable_cores() // self.threads)
+        self._slots: AbstractContextManager[object] = (
+            threading.BoundedSemaphore(at_once) if shared else contextlib.nullcontext()
+        )
         self.fallback: str | None = None
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -111,7 +114,7 @@ class Session:
             InferenceError: ONNX Runtime failed, for want of memory for instance.
         """
         try:
-            with self._slots if self._shared else contextlib.nullcontext():
+            with self._slots:
                 outputs: list[npt.NDArray[Any]] = self._session.run(None, {self.input_name: batch})
         except Exception as error:
             raise InferenceError(f"the model failed: {_reason(error)}") from error
@@ -134,17 +137,18 @@ class Session:
         """
         device = "cuda" if self.provider == CUDA else "cpu"
         try:
-            with self._slots if self._shared else contextlib.nullcontext():
+            with self._slots:
                 network = self._session.io_binding()
                 network.bind_cpu_input(self.input_name, batch)
                 network.bind_output(self.output_names[0], device, self._number)
                 self._session.run_with_iobinding(network)
-                answer = self._upsampler().io_binding()
+                upsampler = self._upsampler()
+                answer = upsampler.io_binding()
                 answer.bind_ortvalue_input("logits", network.get_outputs()[0])
                 answer.bind_cpu_input("size_hw", np.array(size_hw, np.int64))
                 answer.bind_output("class_map", "cpu")
                 answer.bind_output("zero", "cpu")
-                self._upsampler().run_with_iobinding(answer)
+                upsampler.run_with_iobinding(answer)
                 class_map, zero = answer.copy_outputs_to_cpu()
         except Exception as error:
             raise InferenceError(f"the model failed: {_reason(error)}") from error

@@ -495,3 +495,15 @@ def test_a_reduced_jpeg_obeys_the_limit_of_the_whole():
     data = saved(Image.new("RGB", (64, 64)), "JPEG")
     with pytest.raises(ImageTooLarge, match="64x64"):
         decode_reduced(data, "a.jpg", lambda hw: (1, 1), max_pixels=64 * 64 - 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("strip_pixels", [1, 131 * 10, 131 * 96])
+def test_pixels_that_come_in_strips_are_those_of_the_whole(monkeypatch, orientation, strip_pixels):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(), "PNG", exif=exif)
+    whole = decode_image(data, "a.png")
+    monkeypatch.setattr("segcli.image_io._STRIP_PIXELS", strip_pixels)
+    assert np.array_equal(decode_image(data, "a.png"), whole)
+    assert whole.shape == ((97, 131, 3) if orientation < 5 else (131, 97, 3))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segcli.cli import options as o
-from segcli.cli.segment import DEFAULT_MODEL
 from segcli.errors import ExitCode, ImageError, UsageError
 from segcli.inputs import STDIN, check_arguments, open_sources
 
@@ -30,16 +29,7 @@ def bench(
             show_default="images made for it",
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "-m",
-            "--model",
-            envvar="SEGCLI_MODEL",
-            metavar="MODEL",
-            help="A registry name, or an .onnx file that 'segcli export' wrote; of either task.",
-        ),
-    ] = DEFAULT_MODEL,
+    model: o.Model = o.DEFAULT_MODEL,
     runs: Annotated[
         int | None,
         typer.Option(
@@ -75,7 +65,7 @@ def bench(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line per step.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Measure latency by stage, throughput and memory on this machine.
+    """Measure latency by stage, throughput and memory on this machine, of a model of either task.
 
     segcli bench
 

@@ -94,10 +94,8 @@ def classify(
             threads=threads,
             shared=workers > 1,
             offline=offline,
+            wait=has_list or STDIN in args,
         )
-        if has_list or STDIN in args:
-            # Whoever feeds these may take long, and is not to find out at the end.
-            _ = loaded.session
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, classify_images
 

@@ -67,7 +67,7 @@ def export(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="What the graph computes in: fp16 is for GPUs, int8 for SegFormer on CPUs."
+            help="What the graph computes in: fp16 is for GPUs, int8 for small files of SegFormer."
         ),
     ] = Precision.FP32,
     verify_images: Annotated[

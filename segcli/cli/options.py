@@ -19,6 +19,18 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        "-m",
+        "--model",
+        envvar="SEGCLI_MODEL",
+        metavar="MODEL",
+        help="A registry name, or an .onnx file that 'segcli export' wrote.",
+    ),
+]
+DEFAULT_MODEL = "segformer-b0-camvid"
+
 Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Descend into folders.")]
 FilesFrom = Annotated[
     str | None,

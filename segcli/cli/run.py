@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Records = Literal["text", "json", "jsonl"]
 
-# More share a network of this size badly.
+# So that many cores run several images at once: the cores of one wait for each other between
+# operators. Not measured beyond two cores.
 _MOST_THREADS = 4
 
 _COMMANDS = {"segmentation": "segment", "classification": "classify", "features": "embed"}
@@ -51,11 +52,16 @@ def open_model(
     threads: int | None,
     shared: bool,
     offline: bool,
+    wait: bool = False,
 ) -> "Model":
     """Returns a model for one task, or for any where ``task`` is None; it may still be loading.
 
+    With ``wait`` it is ready: where whoever feeds the images may take long, and is not to find out
+    at the end that the model or the device fails.
+
     Raises:
         ModelError: It cannot be had.
+        DeviceError: The device is not to be had; without ``wait`` its first use says so.
         UsageError: It is a model for another task.
     """
     from segcli.store import obtain, on_hand
@@ -77,7 +83,10 @@ def open_model(
     # These imports take as long as the session does, which is built meanwhile.
     from segcli.model import Model
 
-    return Model(path, card, opening)
+    model = Model(path, card, opening)
+    if wait:
+        _ = model.session
+    return model
 
 
 def announce(model: "Model", talk: Talk) -> None:

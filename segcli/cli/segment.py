@@ -18,21 +18,10 @@ if TYPE_CHECKING:
     from segcli.model import Model
     from segcli.results import Outcome
 
-DEFAULT_MODEL = "segformer-b0-camvid"
-
 
 def segment(
     inputs: o.Inputs = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "-m",
-            "--model",
-            envvar="SEGCLI_MODEL",
-            metavar="MODEL",
-            help="A registry name, or an .onnx file that 'segcli export' wrote.",
-        ),
-    ] = DEFAULT_MODEL,
+    model: o.Model = o.DEFAULT_MODEL,
     output: Annotated[
         str | None,
         typer.Option(
@@ -134,10 +123,8 @@ def segment(
             threads=threads,
             shared=workers > 1,
             offline=offline,
+            wait=has_list or STDIN in args,
         )
-        if has_list or STDIN in args:
-            # Whoever feeds these may take long, and is not to find out at the end.
-            _ = loaded.session
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, SegmentOptions, segment_images
 

@@ -7,7 +7,7 @@ import pytest
 
 from segcli.artifact import Preprocessing
 from segcli.errors import ExportError, UsageError
-from segcli.export.agreement import BOUNDS, FEATURE_BOUNDS, check
+from segcli.export.agreement import BOUNDS, FEATURE_BOUNDS, check, require_images
 from segcli.export.precision import lower
 
 TWO = {"class_names": ("a", "b"), "palette": ((0, 0, 0), (9, 9, 9))}
@@ -126,5 +126,10 @@ def test_images_that_cannot_be_read(affine, make_card, tmp_path, halves):
     for name in ("bad.png", "missing.png"):
         with pytest.raises(UsageError, match=name):
             check(full, full, "int8", make_card(), [halves, str(tmp_path / name)])
+        with pytest.raises(UsageError, match=name):
+            require_images([halves, str(tmp_path / name)], "int8")
     with pytest.raises(UsageError, match="needs images"):
         check(full, full, "int8", make_card(), [])
+    with pytest.raises(UsageError, match="needs images"):
+        require_images([], "int8")
+    require_images([halves], "int8")

@@ -236,3 +236,14 @@ def test_a_traced_segformer_is_lowered(randomize, tiny_segformer, kind):
     [found] = Session(saved(lower(proto, kind, "fp32")), device="cpu").run(x)
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_a_converter_that_fails_is_an_export_error(transformer, monkeypatch, kind):
+    def fail(*args, **kwargs):
+        raise RuntimeError("unable to find data type")
+
+    monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", fail)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", fail)
+    with pytest.raises(ExportError, match="unable to find data type"):
+        lower(transformer, kind, "fp32")
