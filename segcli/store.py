@@ -23,7 +23,7 @@ from segcli.hub import fetch_checkpoint, license_in, parse_hub_id
 from segcli.registry import ModelSpec, Registry
 
 if TYPE_CHECKING:
-    from segcli.export.trace import ExportRequest
+    from segcli.export.convert import ExportRequest
 
 Tell = Callable[[str], None]
 
@@ -217,7 +217,7 @@ def export_request(spec: ModelSpec, *, offline: bool, tell: Tell) -> "ExportRequ
     Raises:
         ModelError: The checkpoint cannot be had.
     """
-    from segcli.export.trace import ExportRequest
+    from segcli.export.convert import ExportRequest
 
     if spec.embedded:
         raise ModelNotFound(
@@ -254,7 +254,7 @@ def checkpoint_request(
     Raises:
         ModelError: The checkpoint cannot be had.
     """
-    from segcli.export.trace import ExportRequest
+    from segcli.export.convert import ExportRequest
 
     path = Path(checkpoint)
     hub_id = None if path.exists() else parse_hub_id(checkpoint)
@@ -284,7 +284,7 @@ def checkpoint_request(
 
 
 def _export_into_cache(spec: ModelSpec, target: Path, *, offline: bool, tell: Tell) -> None:
-    from segcli.export.trace import export_model
+    from segcli.export.convert import export_model
 
     # Before the checkpoint is read: a change during the export makes the entry stale at once.
     revision = _revision(spec)

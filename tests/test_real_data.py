@@ -30,7 +30,7 @@ def photos(shared: Path) -> dict[str, dict[str, str]]:
 
 
 def _exported(checkpoint: Path, folder: Path) -> Model:
-    from segcli.export.trace import ExportRequest, export_model
+    from segcli.export.convert import ExportRequest, export_model
 
     path = folder / f"{checkpoint.name}.onnx"
     request = ExportRequest(checkpoint=checkpoint, name=checkpoint.name, source=checkpoint.name)
@@ -167,14 +167,15 @@ def test_embedded_model_has_the_masks_of_transformers(shared):
 def test_rewritten_graphs_keep_every_mask(shared, photos, name):
     """Of the graph as the papers have it and the graph as it ships, on the same tensors."""
     torch = pytest.importorskip("torch")
+    from segcli.export.convert import ExportRequest, read_checkpoint, reference_module
     from segcli.export.fold import fold
-    from segcli.export.trace import ExportRequest, _read, _reference, trace
+    from segcli.export.trace import trace
     from segcli.postprocess import argmax_class_map
     from segcli.session import Session
 
     folder = shared / "checkpoints" / name
-    checkpoint = _read(ExportRequest(checkpoint=folder, name=name, source=name))
-    module, sessions = _reference(checkpoint), []
+    checkpoint = read_checkpoint(ExportRequest(checkpoint=folder, name=name, source=name))
+    module, sessions = reference_module(checkpoint), []
     with torch.no_grad():
         for rewrite in (lambda module: (), fold):
             rewrite(module)

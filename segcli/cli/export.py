@@ -16,7 +16,7 @@ from segcli.inputs import STDIN, check_arguments, open_sources
 
 if TYPE_CHECKING:
     from segcli.cli.console import Talk
-    from segcli.export.trace import ExportRequest
+    from segcli.export.convert import ExportRequest
     from segcli.registry import Registry
 
 
@@ -145,7 +145,7 @@ def export(
     request = _request(name, checkpoint, names, talk, offline=offline)
     # What can be known of the output's place is said before minutes of work, not after.
     check_place(OutputPlan("file", output, ()))
-    from segcli.export.trace import export_model
+    from segcli.export.convert import export_model
     from segcli.labels import read_labels
 
     if card_name and card_name in names:

@@ -12,10 +12,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from segcli.export.convert import build_module
 from segcli.export.fold import fold
 from segcli.export.mobilenet_v2 import MobileNetV2Config
 from segcli.export.segformer import VARIANTS
-from segcli.export.trace import build_module, trace
+from segcli.export.trace import trace
 from segcli.session import Session
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
