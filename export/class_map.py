@@ -17,16 +17,18 @@ from segcli.export.trace import OPSET
 def build() -> bytes:
     """Returns the graph.
 
-    Inputs: ``logits`` (1, K, h, w) float32, ``size_hw`` (2,) int64. Outputs: ``class_map``
-    (1, H, W) int32, the argmax of the bilinearly resized logits at half-pixel centers; and
-    ``zero``, a float32 that is 0 unless a logit is infinite or not a number.
+    Inputs: ``logits`` (N, K, h, w) float32; ``index`` (1,) int64, the image to take; ``size_hw``
+    (2,) int64. Outputs: ``class_map`` (1, H, W) int32, the argmax of its bilinearly resized logits
+    at half-pixel centers; and ``zero``, a float32 that is 0 unless one of its logits is infinite
+    or not a number.
     """
     nodes = [
-        helper.make_node("Shape", ["logits"], ["batch_and_classes"], start=0, end=2),
+        helper.make_node("Gather", ["logits", "index"], ["one"], axis=0),
+        helper.make_node("Shape", ["one"], ["batch_and_classes"], start=0, end=2),
         helper.make_node("Concat", ["batch_and_classes", "size_hw"], ["sizes"], axis=0),
         helper.make_node(
             "Resize",
-            ["logits", "", "", "sizes"],
+            ["one", "", "", "sizes"],
             ["resized"],
             mode="linear",
             coordinate_transformation_mode="half_pixel",
@@ -34,7 +36,7 @@ def build() -> bytes:
         helper.make_node("ArgMax", ["resized"], ["ids"], axis=1, keepdims=0),
         helper.make_node("Cast", ["ids"], ["class_map"], to=TensorProto.INT32),
         # Infinity and NaN times zero are NaN, and one NaN makes the sum NaN.
-        helper.make_node("Mul", ["logits", "nought"], ["noughts"]),
+        helper.make_node("Mul", ["one", "nought"], ["noughts"]),
         helper.make_node("ReduceSum", ["noughts"], ["zero"], keepdims=0),
     ]
     info = helper.make_tensor_value_info
@@ -42,7 +44,8 @@ def build() -> bytes:
         nodes,
         "class_map",
         [
-            info("logits", TensorProto.FLOAT, [1, "classes", "h", "w"]),
+            info("logits", TensorProto.FLOAT, ["n", "classes", "h", "w"]),
+            info("index", TensorProto.INT64, [1]),
             info("size_hw", TensorProto.INT64, [2]),
         ],
         [

@@ -34,6 +34,7 @@ from segcli.export.segformer import (
 )
 from segcli.export.trace import OPSET, trace
 from segcli.labels import Labels, dataset_palette
+from segcli.onnx_file import seal
 
 _MODULES: dict[tuple[str, Task], Any] = {
     ("segformer", "segmentation"): SegformerForSemanticSegmentation,
@@ -161,7 +162,7 @@ def export_model(request: ExportRequest) -> ExportReport:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the graph of {request.name!r} is not valid ONNX: {error}") from error
-    data = proto.SerializeToString(deterministic=True)
+    data = seal(proto.SerializeToString(deterministic=True))
     parameters = sum(p.numel() for p in reference.parameters())
     return ExportReport(card, data, hashlib.sha256(data).hexdigest(), parameters, checkpoint.notes)
 

@@ -24,6 +24,9 @@ PART_SUFFIX = ".segcli-part"
 
 _NAME_MAX = 255
 
+# Those of this process, for an end that runs no ``finally``.
+_under_way: set[Path] = set()
+
 
 def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
     """Puts a complete file in place, or leaves what was there.
@@ -87,6 +90,13 @@ def sweep_parts(folder: str) -> None:
                         Path(entry.path).unlink()
 
 
+def discard_parts() -> None:
+    """Removes the temporary files of this process, which is about to end at once."""
+    for part in list(_under_way):
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
 def _status(path: str) -> os.stat_result | None:
     try:
         return Path(path).stat()
@@ -113,9 +123,10 @@ def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
         name = os.fsencode(target.name)[:room].decode("utf-8", "ignore")
         part = target.with_name(f".{name}{ending}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        # The mode is what the umask leaves, where mkstemp would give 0600.
-        with FileIO(os.open(part, flags, 0o666), "w") as file:
-            try:
+        _under_way.add(part)
+        try:
+            # The mode is what the umask leaves, where mkstemp would give 0600.
+            with FileIO(os.open(part, flags, 0o666), "w") as file:
                 if sys.platform != "win32":
                     with contextlib.suppress(OSError):  # no locks on this file system
                         fcntl.flock(file, fcntl.LOCK_EX)
@@ -123,11 +134,11 @@ def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
                 if os.fstat(file.fileno()).st_nlink > 0:
                     yield part, file
                     return
-            finally:
-                # Windows removes no open file. Elsewhere the lock must outlast the rename,
-                # which it does: by now the part has become the target, or has failed.
-                file.close()
-                part.unlink(missing_ok=True)
+        finally:
+            # After the file is closed, as Windows removes no open one. Elsewhere the lock has
+            # outlasted the rename: by now the part has become the target, or has failed.
+            part.unlink(missing_ok=True)
+            _under_way.discard(part)
 
 
 def _link_new(part: Path, target: Path) -> bool:

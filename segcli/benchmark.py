@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from segcli import session
 from segcli.atomic import write_atomic
+from segcli.encode import encode_output
 from segcli.errors import ImageError, OutputError, UsageError
 from segcli.inputs import Source, join
 from segcli.machine import cpu_name, peak_rss_bytes
@@ -24,7 +25,6 @@ from segcli.pipeline import (
     RunOptions,
     SegmentOptions,
     classify_images,
-    encode_output,
     read_image,
     segment_images,
 )
@@ -138,7 +138,7 @@ def _decodable(
     first: ImageError | None = None
     for source in sources:
         try:
-            read_image(source, options.max_pixels, io.BytesIO())
+            read_image(source, RunOptions(max_pixels=options.max_pixels))
         except ImageError as error:
             first = first or error
             refuse(error)
@@ -181,12 +181,12 @@ def _run_stages(
         clock.setdefault(stage, []).append((time.perf_counter() - start) * 1e3)
         return result
 
-    image = timed("decode", lambda: read_image(source, options.max_pixels, io.BytesIO()))
+    image = timed("decode", lambda: read_image(source, RunOptions(max_pixels=options.max_pixels)))
     pixel_values = timed("preprocess", lambda: model.prepare(image))
     logits = timed("infer", lambda: model.infer(pixel_values))
 
     def postprocess() -> Segmentation | None:
-        result = model.interpret(logits, image)
+        result = model.interpret(logits[0], image)
         if not isinstance(result, Segmentation):
             return None
         # Every record of a run counts them.
@@ -200,7 +200,7 @@ def _run_stages(
         timed(
             "encode",
             lambda: write_atomic(
-                target, encode_output(result, Format.MASK, target, model, writing)
+                target, encode_output(result, Format.MASK, target, model.card, writing.style)
             ),
         )
     height, width = pixel_values.shape[2:]

@@ -13,10 +13,12 @@ start programs or draw are out of reach. What a file becomes:
 - CMYK and YCCK become RGB by Pillow's rule, Adobe's inverted values undone; ICC profiles are
   ignored, as the models' own processors ignore them.
 - Animations and multi-page files give their first frame.
-- A file cut short is an error even where the format lets a decoder fill the rest with grey.
+- A file cut short is an error even where the format lets a decoder fill the rest with grey,
+  unless the caller allows it.
 
-Two of Pillow's process-wide settings would break these rules, so decoding moves them, to the safe
-side and for good: LOAD_TRUNCATED_IMAGES goes off, and MAX_IMAGE_PIXELS is raised to our own limit
+Two of Pillow's process-wide settings would break these rules, so decoding moves them for good:
+LOAD_TRUNCATED_IMAGES becomes what the caller asks for, the same for all threads of a run, and
+MAX_IMAGE_PIXELS is raised to our own limit
 where it is lower, which ``decode_image`` checks itself before any pixel is decoded.
 """
 
@@ -95,7 +97,11 @@ def read_bytes(path: str) -> bytes:
 
 
 def decode_image(
-    data: bytes, path: str, *, max_pixels: int = DEFAULT_MAX_PIXELS
+    data: bytes,
+    path: str,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    allow_truncated: bool = False,
 ) -> npt.NDArray[np.uint8]:
     """Decodes one image by the rules of the module docstring.
 
@@ -103,6 +109,8 @@ def decode_image(
         data: The encoded file.
         path: Where it came from, for messages.
         max_pixels: Refuse images with more pixels than this, from their header.
+        allow_truncated: Take an image that is cut short as far as it goes; the rest is the
+            decoder's grey or black.
 
     Returns:
         (H, W, 3) uint8 RGB after orientation; it may be read-only.
@@ -111,7 +119,7 @@ def decode_image(
         ImageDecodeError: The bytes are not a complete image of a supported format.
         ImageTooLarge: The image has more than ``max_pixels`` pixels.
     """
-    return _decode(data, path, max_pixels, lambda image: None)
+    return _decode(data, path, max_pixels, allow_truncated, lambda image: None)
 
 
 def decode_reduced(
@@ -120,6 +128,7 @@ def decode_reduced(
     needed_hw: Callable[[tuple[int, int]], tuple[int, int]],
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    allow_truncated: bool = False,
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
     """Decodes one image; a JPEG at 1/2, 1/4 or 1/8 of its size where that is enough.
 
@@ -131,6 +140,7 @@ def decode_reduced(
         path: Where it came from, for messages.
         needed_hw: Given the whole image's height and width, the least that is to be returned.
         max_pixels: Refuse images with more pixels than this, from their header.
+        allow_truncated: As for ``decode_image``.
 
     Returns:
         (h, w, 3) uint8 RGB after orientation, which may be read-only, and the height and width
@@ -151,15 +161,19 @@ def decode_reduced(
             needed = needed_hw(whole_hw)
             image.draft(None, needed if on_its_side else needed[::-1])
 
-    pixels = _decode(data, path, max_pixels, reduce)
+    pixels = _decode(data, path, max_pixels, allow_truncated, reduce)
     return pixels, whole_hw or (pixels.shape[0], pixels.shape[1])
 
 
 def _decode(
-    data: bytes, path: str, max_pixels: int, configure: Callable[[ImageFile.ImageFile], None]
+    data: bytes,
+    path: str,
+    max_pixels: int,
+    allow_truncated: bool,
+    configure: Callable[[ImageFile.ImageFile], None],
 ) -> _RgbImage:
     """Returns ``decode_image``, a decoder being configured once its header is read."""
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    ImageFile.LOAD_TRUNCATED_IMAGES = allow_truncated
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
     name, plugin = _sniff(data, path)
@@ -169,7 +183,8 @@ def _decode(
             _check_size(image.size, max_pixels, path)
             configure(image)
             image.load()
-            _check_whole(name, data, path)
+            if not allow_truncated:
+                _check_whole(name, data, path)
             return _pixels(_to_rgb(image, path), _orientation(image))
     except (ImageDecodeError, ImageTooLarge):
         raise
@@ -324,7 +339,10 @@ def _check_whole(name: str, data: bytes, path: str) -> None:
 
 
 def _truncated(name: str, data: bytes, path: str) -> ImageDecodeError:
-    return ImageDecodeError(f"cannot decode {path!r}: truncated {name} ({len(data)} bytes)")
+    return ImageDecodeError(
+        f"cannot decode {path!r}: truncated {name} ({len(data)} bytes)",
+        hint="--allow-truncated takes what is there",
+    )
 
 
 def _encode_png(image: Image.Image, text: Mapping[str, str] | None) -> bytes:

@@ -3,26 +3,30 @@
 ``load()`` is the Python API; the command line uses the same object.
 """
 
+import contextlib
 import math
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from segcli import image_io
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
-from segcli.errors import ArtifactError, InferenceError, UsageError
+from segcli.errors import ArtifactError, ImageError, InferenceError, UsageError
 from segcli.onnx_file import read_card
 from segcli.postprocess import argmax_class_map, scores, segment_logits, top_k
 from segcli.preprocess import preprocess
 from segcli.registry import load_registry
 from segcli.results import Classification, ClassMap, Label, Segmentation
-from segcli.session import CUDA, Session, open_session
+from segcli.session import CPU, CUDA, Session, open_session
 from segcli.store import Tell, obtain
+
+Answer: TypeAlias = Segmentation | Classification
 
 # Upsampled logits that a GPU may be asked to hold: 2 GiB of float32.
 MOST_VALUES = 1 << 29
@@ -95,6 +99,10 @@ class Model:
                 f"{expected}"
             )
 
+    def when_ready(self, call: Callable[[], object]) -> None:
+        """Calls once the session is open, or has failed to; at once where it has already."""
+        self._opening.add_done_callback(lambda _: call())
+
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of the provider that is active."""
@@ -105,7 +113,7 @@ class Model:
         image: npt.NDArray[np.uint8] | str | os.PathLike[str],
         *,
         size_hw: tuple[int, int] | None = None,
-    ) -> Segmentation | Classification:
+    ) -> Answer:
         """Answers for one image; safe to call from several threads.
 
         Args:
@@ -119,27 +127,99 @@ class Model:
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             image = image_io.decode_image(image_io.read_bytes(path), path)
-        _check_image(image)
-        pixel_values = self.prepare(image)
-        target_hw = size_hw or (image.shape[0], image.shape[1])
-        if self.maps_on_device and len(self.card.class_names) * math.prod(target_hw) <= MOST_VALUES:
+        [answer] = self.answer([image], [size_hw or image.shape[:2]])
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def answer(
+        self, images: Sequence[npt.NDArray[np.uint8]], sizes_hw: Sequence[tuple[int, int]]
+    ) -> list[Answer | ImageError]:
+        """Answers for several images; one that fails has its error in its place.
+
+        On an accelerator those whose network input has one size go through it together. On the
+        CPU each goes alone, which is as fast and makes its answer independent of the others.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each.
+            sizes_hw: Height and width of each class map.
+
+        Raises:
+            UsageError: An array is no RGB image, or the model gives features only.
+        """
+        answers: list[Answer | ImageError | None] = [None] * len(images)
+        inputs: dict[int, npt.NDArray[np.float32]] = {}
+        for place, image in enumerate(images):
+            _check_image(image)
             try:
-                return self._segmentation(self.session.class_map(pixel_values, target_hw), image)
-            except InferenceError:
-                # For want of memory perhaps: the CPU may still succeed, with this and the others.
-                self.maps_on_device = False
-        return self.interpret(self.infer(pixel_values), image, size_hw)
+                inputs[place] = self.prepare(image)
+            except ImageError as error:
+                answers[place] = error
+        for group in self._groups(inputs):
+            found: Sequence[Answer | ImageError] = ()
+            if group[1:] or self.maps_on_device:
+                # It may fail for want of memory, or for one image that must not fail the others.
+                with contextlib.suppress(InferenceError, MemoryError):
+                    found = self._answer_group(group, inputs, images, sizes_hw)
+            if not found:
+                found = [self._answer_one(inputs[i], images[i], sizes_hw[i]) for i in group]
+            for place, answer in zip(group, found, strict=True):
+                answers[place] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _groups(self, inputs: dict[int, npt.NDArray[np.float32]]) -> list[list[int]]:
+        """Returns the places that go through the network together."""
+        if self.provider == CPU:
+            return [[place] for place in inputs]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, pixel_values in inputs.items():
+            groups.setdefault(pixel_values.shape, []).append(place)
+        return list(groups.values())
+
+    def _answer_group(
+        self,
+        group: list[int],
+        inputs: dict[int, npt.NDArray[np.float32]],
+        images: Sequence[npt.NDArray[np.uint8]],
+        sizes_hw: Sequence[tuple[int, int]],
+    ) -> Sequence[Answer]:
+        batch = np.concatenate([inputs[i] for i in group]) if group[1:] else inputs[group[0]]
+        sizes = [sizes_hw[i] for i in group]
+        most = len(self.card.class_names) * max(map(math.prod, sizes))
+        if self.maps_on_device and most <= MOST_VALUES:
+            maps = self.session.class_maps(batch, sizes)
+            return [self._segmentation(m, images[i]) for i, m in zip(group, maps, strict=True)]
+        logits = self.infer(batch)
+        return [
+            self.interpret(logits[n], images[i], size)
+            for n, (i, size) in enumerate(zip(group, sizes, strict=True))
+        ]
+
+    def _answer_one(
+        self,
+        pixel_values: npt.NDArray[np.float32],
+        image: npt.NDArray[np.uint8],
+        size_hw: tuple[int, int],
+    ) -> Answer | ImageError:
+        try:
+            return self.interpret(self.infer(pixel_values)[0], image, size_hw)
+        except InferenceError as error:
+            return error
+        except MemoryError:
+            return InferenceError(
+                "not enough memory for the class map", hint="fewer --workers need less at once"
+            )
 
     def interpret(
         self,
         logits: npt.NDArray[np.float32],
         image: npt.NDArray[np.uint8],
         size_hw: tuple[int, int] | None = None,
-    ) -> Segmentation | Classification:
+    ) -> Answer:
         """Returns what the logits of one image say, as ``__call__`` does.
 
         Args:
-            logits: From ``infer``.
+            logits: (K, h, w) or (K,), of one image, from ``infer``.
             image: (H, W, 3) uint8 RGB, the image they are of.
             size_hw: Height and width of the class map, None for the image's own.
 
@@ -188,8 +268,8 @@ class Model:
         noise = np.random.default_rng(0).standard_normal((1, 3, height, width), np.float32)
         size_hw = (2 * height + 1, width + 7)
         try:
-            found = session.class_map(noise, size_hw)
-            expected = argmax_class_map(self.infer(noise), size_hw)
+            [found] = session.class_maps(noise, [size_hw])
+            expected = argmax_class_map(self.infer(noise)[0], size_hw)
         except InferenceError:
             return False
         # TF32 moves the logits a little from run to run of different algorithms.
@@ -217,19 +297,20 @@ class Model:
         return pixel_values
 
     def infer(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns one image's logits, (K, h, w) or (K,).
+        """Returns the logits of a batch, (N, K, h, w) or (N, K).
 
         Args:
-            pixel_values: From ``prepare``.
+            pixel_values: (N, 3, h, w), from ``prepare``.
 
         Raises:
             InferenceError: The model failed, or its logits have another rank.
         """
-        logits: npt.NDArray[Any] = self.session.run(pixel_values)[0][0]
-        rank = 3 if self.card.task == "segmentation" else 1
-        if logits.ndim != rank or not logits.size:
+        logits: npt.NDArray[Any] = self.session.run(pixel_values)[0]
+        rank = 4 if self.card.task == "segmentation" else 2
+        if logits.ndim != rank or not logits.size or len(logits) != len(pixel_values):
             raise InferenceError(
-                f"the model's logits have shape {logits.shape}, expected {rank} dimensions"
+                f"the model's logits have shape {logits.shape}, expected {rank} dimensions, "
+                f"the first {len(pixel_values)}"
             )
         return logits
 

@@ -5,6 +5,7 @@ hostile file is judged before a session touches it, and a card is read in a mill
 numbers are those of onnx.proto3.
 """
 
+import hashlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,49 @@ _MAX_DEPTH = 64
 
 Buffer = memoryview
 
+# The last metadata entry of an exported file: the sha256 of all bytes before it. Field 14 of
+# ModelProto, holding fields 1 (key) and 2 (value) of StringStringEntryProto.
+_SEAL_KEY = b"segcli.sha256"
+_DIGEST_CHARS = 64
+_ENTRY = bytes([1 << 3 | 2, len(_SEAL_KEY)]) + _SEAL_KEY + bytes([2 << 3 | 2, _DIGEST_CHARS])
+_SEAL = bytes([_MODEL_METADATA << 3 | 2, len(_ENTRY) + _DIGEST_CHARS]) + _ENTRY
+_SEAL_SIZE = len(_SEAL) + _DIGEST_CHARS
+
+
+def seal(data: bytes) -> bytes:
+    """Returns a serialised ModelProto with its own digest appended as a metadata entry.
+
+    Protobuf readers take the fields of a message in any order and merge repeated ones, so that it
+    stays an ONNX file for everyone.
+    """
+    return data + _SEAL + hashlib.sha256(data).hexdigest().encode()
+
+
+def check_seal(path: Path) -> None:
+    """Refuses an .onnx file whose bytes are not those that were exported.
+
+    One flipped bit may crash ONNX Runtime or, worse, change masks a little. A file without a seal
+    is of another maker, or of a segcli before seals, and passes.
+
+    Raises:
+        ArtifactError: It is damaged, or was changed after its export.
+        ModelNotFound: There is no such file.
+    """
+    data = _open(path)
+    body, end = data[:-_SEAL_SIZE], bytes(data[-_SEAL_SIZE:])
+    if end.startswith(_SEAL):
+        found = hashlib.sha256(body).hexdigest().encode()
+        if found == end[len(_SEAL) :]:
+            return
+    elif _SEAL_KEY.decode() not in parse_metadata(data, str(path)):
+        return
+    raise ArtifactError(
+        f"{str(path)!r} is damaged, or was changed after its export: its bytes are not those that "
+        "its sha256 is of",
+        hint="export it again with 'segcli export', or fetch it again with 'segcli models rm' and "
+        "'pull'",
+    )
+
 
 def read_card(path: Path) -> ModelCard:
     """Returns the card of a self-contained .onnx file.
@@ -55,6 +99,10 @@ def read_metadata(path: Path) -> dict[str, str]:
         ModelNotFound: There is no such file.
         ArtifactError: It is not an ONNX model, or keeps tensors in other files.
     """
+    return parse_metadata(_open(path), str(path))
+
+
+def _open(path: Path) -> Buffer:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -64,7 +112,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ArtifactError(f"cannot read {str(path)!r}: {error}") from error
     # It closes with its last view. Closing it here fails on a damaged file, where the traceback
     # of the error still holds some.
-    return parse_metadata(memoryview(data), str(path))
+    return memoryview(data)
 
 
 def parse_metadata(data: Buffer, path: str) -> dict[str, str]:

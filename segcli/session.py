@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib.resources import files
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from segcli.errors import ArtifactError, DeviceError, InferenceError
+from segcli.onnx_file import check_seal
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -120,42 +122,46 @@ class Session:
             raise InferenceError(f"the model failed: {_reason(error)}") from error
         return outputs
 
-    def class_map(
-        self, batch: npt.NDArray[np.float32], size_hw: tuple[int, int]
-    ) -> npt.NDArray[np.int32]:
-        """Returns the class map (H, W) of a batch of one, made on the device.
+    def class_maps(
+        self, batch: npt.NDArray[np.float32], sizes_hw: Sequence[tuple[int, int]]
+    ) -> list[npt.NDArray[np.int32]]:
+        """Returns the class map (H, W) of every image of a batch, made on the device.
 
         Neither the logits nor their upsampling leave it (``export/class_map.py``). It holds
-        K x H x W floats there.
+        K x H x W floats there, of one image at a time.
 
         Args:
-            batch: (1, 3, h, w).
-            size_hw: Height and width of the map.
+            batch: (N, 3, h, w).
+            sizes_hw: Height and width of each map.
 
         Raises:
             InferenceError: ONNX Runtime failed, or the logits are not finite.
         """
         device = "cuda" if self.provider == CUDA else "cpu"
+        class_maps = []
         try:
             with self._slots:
                 network = self._session.io_binding()
                 network.bind_cpu_input(self.input_name, batch)
                 network.bind_output(self.output_names[0], device, self._number)
                 self._session.run_with_iobinding(network)
+                [logits] = network.get_outputs()
                 upsampler = self._upsampler()
-                answer = upsampler.io_binding()
-                answer.bind_ortvalue_input("logits", network.get_outputs()[0])
-                answer.bind_cpu_input("size_hw", np.array(size_hw, np.int64))
-                answer.bind_output("class_map", "cpu")
-                answer.bind_output("zero", "cpu")
-                upsampler.run_with_iobinding(answer)
-                class_map, zero = answer.copy_outputs_to_cpu()
+                for index, size_hw in enumerate(sizes_hw):
+                    answer = upsampler.io_binding()
+                    answer.bind_ortvalue_input("logits", logits)
+                    answer.bind_cpu_input("index", np.array([index], np.int64))
+                    answer.bind_cpu_input("size_hw", np.array(size_hw, np.int64))
+                    answer.bind_output("class_map", "cpu")
+                    answer.bind_output("zero", "cpu")
+                    upsampler.run_with_iobinding(answer)
+                    class_map, zero = answer.copy_outputs_to_cpu()
+                    class_maps.append((class_map[0], zero))
         except Exception as error:
             raise InferenceError(f"the model failed: {_reason(error)}") from error
-        if zero != 0:
+        if any(zero != 0 for _, zero in class_maps):
             raise InferenceError("the model produced logits that are not finite")
-        found: npt.NDArray[np.int32] = class_map[0]
-        return found
+        return [class_map for class_map, _ in class_maps]
 
     def _upsampler(self) -> Any:  # noqa: ANN401
         with self._opening_upsampler:
@@ -190,14 +196,20 @@ class Session:
 
 
 def open_session(
-    model: Path | bytes, *, device: str = "auto", threads: int | None = None, shared: bool = False
+    model: Path, *, device: str = "auto", threads: int | None = None, shared: bool = False
 ) -> Future[Session]:
     """Starts to open a session and returns at once; ONNX Runtime holds no lock meanwhile.
 
-    Args and what ``result()`` raises are those of ``Session``.
+    The file's own digest is checked before ONNX Runtime sees it. Args and what ``result()`` raises
+    are those of ``Session``.
     """
+
+    def open_checked() -> Session:
+        check_seal(model)
+        return Session(model, device=device, threads=threads, shared=shared)
+
     with_one = ThreadPoolExecutor(1, thread_name_prefix="segcli-open")
-    opening = with_one.submit(Session, model, device=device, threads=threads, shared=shared)
+    opening = with_one.submit(open_checked)
     with_one.shutdown(wait=False)
     return opening
 

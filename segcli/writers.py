@@ -14,6 +14,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Literal, NamedTuple
 
 from segcli.errors import (
+    ImageMissing,
     OutputCollision,
     OutputError,
     OutputExists,
@@ -204,6 +205,21 @@ def check_place(plan: OutputPlan) -> None:
     raise OutputError(f"cannot write {plan.output or '.'!r}: {reason}")
 
 
+def make_place(plan: OutputPlan) -> None:
+    """Makes the folder that outputs go into.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    if plan.kind == "stdout":
+        return
+    folder = Path(plan.output) if plan.kind == "folder" else Path(plan.output).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+
+
 class Claims:
     """Which input writes which file, for one run and from one thread."""
 
@@ -270,6 +286,28 @@ class Claims:
             if owner != source.path:
                 raise OutputCollision(f"{owner!r} and {source.path!r} would both write {target!r}")
         self._owners.update(dict.fromkeys(real, source.path))
+
+
+def claim_targets(
+    source: Source, plan: OutputPlan, claims: Claims, *, no_clobber: bool = False
+) -> tuple[str, ...]:
+    """Returns the files that one source will write, which from then on are its own.
+
+    Raises:
+        ImageMissing: The source is no file name.
+        OutputCollision: Another source of this run writes one of them.
+        OutputWriteError: One is an input, or would leave the output folder.
+        OutputExists: One is there and ``no_clobber`` is set.
+    """
+    if not source.path or "\0" in source.path:
+        raise ImageMissing(f"an entry of the list is no file name: {source.path!r}")
+    targets = plan.targets(source)
+    if plan.kind != "stdout":
+        claims.claim(source, targets)
+        if no_clobber:
+            # Before the work; write_atomic asks again, for what came meanwhile.
+            refuse_existing(targets)
+    return targets
 
 
 def all_exist(targets: Sequence[str]) -> bool:

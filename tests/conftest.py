@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -22,6 +23,12 @@ from segcli.artifact import ModelCard, Preprocessing
 from segcli.cli.app import run
 from segcli.registry import load_registry
 from segcli.store import CacheEntry, cached_path, sha256_of
+
+# A busy machine takes its time; that says nothing about the code.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -149,7 +156,7 @@ def segcli(
 
 
 # What the installed script does, wherever pip put that.
-COMMAND = (sys.executable, "-c", "from segcli.cli.app import main; main()")
+COMMAND = (sys.executable, "-c", "from segcli.__main__ import main; main()")
 
 
 @pytest.fixture

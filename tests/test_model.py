@@ -14,6 +14,8 @@ from segcli.errors import (
     ModelNotFound,
     UsageError,
 )
+from segcli.model import Model
+from segcli.postprocess import argmax_class_map
 
 
 @pytest.fixture
@@ -200,7 +202,7 @@ def test_card_of_another_task(tiny_model, change, image):
     for _ in range(2):
         model.graph.output[0].type.tensor_type.shape.dim.pop()
     onnx.save(model, path)
-    with pytest.raises(InferenceError, match="expected 3 dimensions"):
+    with pytest.raises(InferenceError, match="expected 4 dimensions"):
         load(path)(image)
 
 
@@ -255,9 +257,9 @@ def test_a_class_map_made_on_the_device_is_the_same(tiny_model, image, on_device
     from segcli.session import Session
 
     model, made = load(tiny_model(), device="cpu"), []
-    real = Session.class_map
+    real = Session.class_maps
     monkeypatch.setattr(
-        Session, "class_map", lambda self, *args: made.append(args[1]) or real(self, *args)
+        Session, "class_maps", lambda self, *args: made.extend(args[1]) or real(self, *args)
     )
     assert model.maps_on_device
     result = model(image, size_hw=(12, 16))
@@ -271,7 +273,7 @@ def test_a_device_whose_maps_are_wrong_is_not_trusted(tiny_model, image, on_devi
     from segcli.session import Session
 
     monkeypatch.setattr(
-        Session, "class_map", lambda self, batch, size_hw: np.ones(size_hw, np.int32)
+        Session, "class_maps", lambda self, batch, sizes: [np.ones(s, np.int32) for s in sizes]
     )
     model = load(tiny_model(), device="cpu")
     assert not model.maps_on_device
@@ -284,10 +286,10 @@ def test_what_fails_on_the_device_is_done_on_the_cpu(tiny_model, image, on_devic
     model = load(tiny_model(), device="cpu")
     assert model.maps_on_device
 
-    def out_of_memory(self, batch, size_hw):
+    def out_of_memory(self, batch, sizes_hw):
         raise InferenceError("no memory")
 
-    monkeypatch.setattr(Session, "class_map", out_of_memory)
+    monkeypatch.setattr(Session, "class_maps", out_of_memory)
     assert (model(image).class_map == [0, 0, 0, 0, 2, 2, 2, 2]).all()
 
 
@@ -308,11 +310,87 @@ def test_the_cpu_makes_class_maps_itself(tiny_model):
     assert not load(tiny_model(), device="cpu").maps_on_device
 
 
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Makes the CPU pass for an accelerator, on which images go through the network together."""
+    monkeypatch.setattr("segcli.model.CPU", "none")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The shapes of all batches that a session runs."""
+    from segcli.session import Session
+
+    shapes, real = [], Session.run
+    monkeypatch.setattr(
+        Session, "run", lambda self, batch: shapes.append(batch.shape) or real(self, batch)
+    )
+    return shapes
+
+
+def noise(*sizes_hw):
+    generator = np.random.default_rng(1)
+    return [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes_hw]
+
+
+MIXED = ((4, 5), (6, 7), (4, 5), (4, 5))
+
+
+def test_images_of_one_size_go_through_an_accelerator_together(tiny_model, accelerator, runs):
+    model, images = load(tiny_model(), device="cpu"), noise(*MIXED)
+    sizes = [(9, 9), (6, 7), (4, 5), (8, 3)]
+    answers = model.answer(images, sizes)
+    assert sorted(runs) == [(1, 3, 6, 7), (3, 3, 4, 5)]
+    for answer, image, size in zip(answers, images, sizes, strict=True):
+        assert answer.image is image
+        assert (answer.class_map == model(image, size_hw=size).class_map).all()
+
+
+def test_images_go_through_the_cpu_one_by_one(tiny_model, runs):
+    load(tiny_model(), device="cpu").answer(noise(*MIXED), list(MIXED))
+    assert [shape[0] for shape in runs] == [1, 1, 1, 1]
+
+
+def test_class_maps_of_a_batch_made_on_the_device(tiny_model, accelerator, on_device, runs):
+    model, images = load(tiny_model(), device="cpu"), noise(*MIXED)
+    assert model.maps_on_device
+    runs.clear()
+    answers = model.answer(images, [(9, 9)] * 4)
+    assert not runs
+    for answer, image in zip(answers, images, strict=True):
+        expected = argmax_class_map(model.infer(model.prepare(image))[0], (9, 9))
+        assert (answer.class_map == expected).all()
+
+
+def test_one_image_that_fails_does_not_fail_its_batch(tiny_model, accelerator, monkeypatch):
+    model, images = load(tiny_model(), device="cpu"), noise(*MIXED)
+    real = Model.infer
+
+    def no_memory_for_two(self, pixel_values):
+        if len(pixel_values) > 1 or np.array_equal(pixel_values, pixel_values_of_last):
+            raise InferenceError("no memory")
+        return real(self, pixel_values)
+
+    pixel_values_of_last = model.prepare(images[3])
+    monkeypatch.setattr(Model, "infer", no_memory_for_two)
+    answers = model.answer(images, list(MIXED))
+    assert [isinstance(a, InferenceError) for a in answers] == [False, False, False, True]
+
+
+def test_want_of_memory_is_the_images_error(tiny_model, monkeypatch):
+    def no_memory(*_args, **_more):
+        raise MemoryError
+
+    monkeypatch.setattr("segcli.model.segment_logits", no_memory)
+    with pytest.raises(InferenceError, match="not enough memory"):
+        load(tiny_model(), device="cpu")(noise((4, 5))[0])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_an_error_on_the_device_too(tiny_model, bad):
     session = load(tiny_model(), device="cpu").session
     batch = np.zeros((1, 3, 4, 5), np.float32)
-    assert (session.class_map(batch, (8, 10)) == 0).all()
+    assert (session.class_maps(batch, [(8, 10)])[0] == 0).all()
     batch[0, 1, 2, 3] = bad
     with pytest.raises(InferenceError, match="not finite"):
-        session.class_map(batch, (8, 10))
+        session.class_maps(batch, [(8, 10)])

@@ -1,6 +1,7 @@
 """Metadata as onnx itself reads it; no external data gets through; no bytes lead to a crash."""
 
 import contextlib
+import hashlib
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from segcli.errors import ArtifactError, ModelNotFound
-from segcli.onnx_file import parse_metadata, read_metadata
+from segcli.onnx_file import check_seal, parse_metadata, read_card, read_metadata, seal
 
 
 def external(name="w"):
@@ -243,3 +244,53 @@ VALID = model([subgraph(internal(), 2)], [internal()], key="value").SerializeToS
 @given(st.integers(0, len(VALID) - 1), st.binary(min_size=1, max_size=6), st.booleans())
 def test_no_damage_leads_to_another_error(at, patch, insert):
     only_artifact_errors(VALID[:at] + patch + VALID[at + (0 if insert else len(patch)) :])
+
+
+@pytest.fixture
+def sealed(tiny_model):
+    path = tiny_model()
+    path.write_bytes(seal(path.read_bytes()))
+    return path
+
+
+def test_a_sealed_file_is_an_onnx_file(sealed):
+    model = onnx.load(sealed)
+    onnx.checker.check_model(model, full_check=True)
+    entry = model.metadata_props[-1]
+    body = sealed.read_bytes()[: -len(entry.SerializeToString()) - 2]
+    assert (entry.key, entry.value) == ("segcli.sha256", hashlib.sha256(body).hexdigest())
+    assert read_card(sealed).name == "tiny"
+    check_seal(sealed)
+
+
+def test_any_flipped_bit_of_a_sealed_file_is_found(sealed):
+    data = sealed.read_bytes()
+    # In the key's name a flip makes a file without a seal of it, all else is as it was.
+    key = data.rindex(b"segcli.sha256")
+    for at in {*range(0, len(data), 7), *range(len(data) - 64, len(data))} - {
+        *range(key - 6, key + 15)
+    }:
+        sealed.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        with pytest.raises(ArtifactError, match="damaged, or was changed"):
+            check_seal(sealed)
+
+
+@pytest.mark.parametrize("change", [lambda d: d + b"\x08\x09", lambda d: b"\x08\x09" + d])
+def test_a_sealed_file_with_more_in_it_is_refused(sealed, change):
+    sealed.write_bytes(change(sealed.read_bytes()))
+    with pytest.raises(ArtifactError, match="changed after its export"):
+        check_seal(sealed)
+
+
+def test_a_file_without_a_seal_passes(tiny_model):
+    check_seal(tiny_model())
+
+
+def test_a_damaged_model_never_reaches_the_runtime(sealed, segcli, picture):
+    data = bytearray(sealed.read_bytes())
+    # The operator's name: ONNX Runtime would say something else.
+    data[data.index(b"Identity")] ^= 1
+    sealed.write_bytes(data)
+    ran = segcli("segment", picture(), "-m", sealed, "-o", picture().parent / "out.png")
+    assert (ran.code, ran.out) == (3, "")
+    assert "is damaged, or was changed after its export" in ran.err

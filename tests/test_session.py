@@ -338,7 +338,10 @@ def test_a_failed_run_gives_its_place_back(monkeypatch):
     assert session.run(batch(1, 3, 8, 8))[0].shape == (1, 3, 8, 8)
 
 
-def test_opening_is_waited_for_only_when_it_is_asked(monkeypatch):
+def test_opening_is_waited_for_only_when_it_is_asked(monkeypatch, tmp_path):
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    good.write_bytes(graph())
+    bad.write_bytes(b"no model")
     start, real = threading.Event(), Session.__init__
 
     def slow(self, *args, **kwargs):
@@ -346,9 +349,9 @@ def test_opening_is_waited_for_only_when_it_is_asked(monkeypatch):
         real(self, *args, **kwargs)
 
     monkeypatch.setattr(Session, "__init__", slow)
-    opening = room.open_session(graph(), device="cpu", threads=1)
+    opening = room.open_session(good, device="cpu", threads=1)
     assert not opening.done()
     start.set()
     assert opening.result(5).provider == CPU
     with pytest.raises(ArtifactError):
-        room.open_session(b"no model").result(5)
+        room.open_session(bad).result(5)

@@ -3,17 +3,20 @@
 Importing this imports typer and no more: each command imports what it needs when it runs.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from segcli import __version__
+from segcli.atomic import discard_parts
 from segcli.cli import bench, classify, console, doctor, export, models, options, segment
 from segcli.errors import ExitCode, SegcliError
 
@@ -35,8 +38,14 @@ app.command("bench", epilog=options.EXIT_CODES)(bench.bench)
 app.command("doctor", epilog=options.EXIT_CODES)(doctor.doctor)
 
 
-class _Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that temporary files go."""
+class _Stopped(BaseException):
+    """A signal told us to stop: unwinds, so that temporary files go.
+
+    Not KeyboardInterrupt, of which Typer makes something of its own.
+    """
+
+    def __init__(self, exit_code: ExitCode) -> None:
+        self.exit_code = exit_code
 
 
 def _show_version(value: bool) -> None:
@@ -61,13 +70,11 @@ def root(
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
     _open_standard_streams()
+    console.watch_stdout()
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
-    except (OSError, ValueError):
-        sys.exit(code)
-    # All files are in place and all threads done; taking ONNX Runtime and the interpreter apart
+    # All files are in place and all workers done; taking ONNX Runtime and the interpreter apart
     # would be a tenth of the time that one picture takes.
     os._exit(code)
 
@@ -78,13 +85,19 @@ def run(args: list[str]) -> int:
     if not debug:
         # Pillow warns about damaged metadata of files that it then decodes well.
         warnings.simplefilter("ignore")
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    with _stoppable() as told:
+        code = _run(args, told, debug=debug)
+        return code if told.to_stop is None else told.to_stop
+
+
+def _run(args: list[str], told: "_Told", *, debug: bool) -> int:
     try:
-        app(args=args, prog_name="segcli")
+        try:
+            app(args=args, prog_name="segcli")
+        finally:
+            # Help and version, which Typer prints.
+            sys.stdout.flush()
     except SystemExit as error:
-        # Typer has made one of Ctrl-C, too.
-        if error.code == ExitCode.INTERRUPTED:
-            console.say("segcli: interrupted")
         return error.code if isinstance(error.code, int) else ExitCode.BUG
     except SegcliError as error:
         console.show_error(error)
@@ -92,17 +105,50 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except console.ReaderGone:
         return ExitCode.BROKEN_PIPE
-    except _Terminated:
-        console.say("segcli: terminated")
-        return ExitCode.TERMINATED
+    except _Stopped as stop:
+        return stop.exit_code
     except Exception as error:
+        if told.to_stop is not None:
+            # An import in C makes an ImportError of an interrupt.
+            return told.to_stop
         console.say(f"segcli: bug: {type(error).__name__}: {error}")
         console.say("hint: run it again with --debug and report the traceback")
         _trace(debug)
         return ExitCode.BUG
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return ExitCode.OK
+
+
+class _Told:
+    """What signals have told this process: the exit code to stop with, None to go on."""
+
+    to_stop: ExitCode | None = None
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[_Told]:
+    """Makes SIGINT and SIGTERM unwind; a second one ends the process at once."""
+    told = _Told()
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        interrupted = signum == signal.SIGINT
+        code = ExitCode.INTERRUPTED if interrupted else ExitCode.TERMINATED
+        if told.to_stop is not None:
+            discard_parts()
+            os._exit(code)
+        told.to_stop = code
+        console.say_at_once("segcli: interrupted" if interrupted else "segcli: terminated")
+        raise _Stopped(code)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored stays so: the shell does that to jobs in the background.
+    taken = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield told
+    finally:
+        for number in taken:
+            signal.signal(number, previous[number])
 
 
 def _open_standard_streams() -> None:
@@ -113,13 +159,9 @@ def _open_standard_streams() -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _trace(debug: bool) -> None:
     if debug:
         traceback.print_exc()
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated

@@ -27,6 +27,7 @@ def classify(
             "--model",
             envvar="SEGCLI_MODEL",
             metavar="MODEL",
+            autocompletion=o.complete_model,
             show_default="the first classifier on this machine",
             help="A registry name, or an .onnx file that 'segcli export' wrote.",
         ),
@@ -37,13 +38,19 @@ def classify(
     files0_from: o.Files0From = None,
     ext: o.Ext = None,
     max_pixels: o.MaxPixels = None,
+    allow_truncated: o.AllowTruncated = False,
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
+    batch_size: o.BatchSize = 1,
     fail_fast: o.FailFast = False,
     fast_decode: o.FastDecode = False,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Only print what would be read.")
+    ] = False,
+    null: o.Null = False,
     as_json: o.Json = False,
     as_jsonl: o.Jsonl = False,
     as_csv: Annotated[
@@ -69,6 +76,9 @@ def classify(
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if as_csv and records != "text":
         raise UsageError(f"--csv and --{records} exclude each other")
+    if (as_csv or records != "text") and (dry_run or null):
+        raise UsageError("--dry-run and --null go with plain text, not with records or --csv")
+    end = b"\0" if null else b"\n"
     walk = {
         "recursive": recursive,
         "extensions": (
@@ -81,12 +91,17 @@ def classify(
     check_arguments(args, **walk)  # type: ignore[arg-type]
     with console.results() as out:
         names = run.open_registry(registry)
+        name = model or _first_on_this_machine(names)
+        if dry_run:
+            run.find_model(name, "classification", names)
+            sources = open_sources(args, **walk, stdin=sys.stdin.buffer)  # type: ignore[arg-type]
+            raise typer.Exit(run.dry_run(sources, None, out, talk, end=end))
         has_list = files_from is not None or files0_from is not None
         workers, threads = run.default_workers(
             workers, threads, single=len(args) == 1 and not has_list
         )
         loaded = run.open_model(
-            model or _first_on_this_machine(names),
+            name,
             "classification",
             names,
             talk,
@@ -105,7 +120,9 @@ def classify(
             top_k,
             RunOptions(
                 workers=workers,
+                batch_size=batch_size,
                 max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                allow_truncated=allow_truncated,
                 fail_fast=fail_fast,
                 fast_decode=fast_decode,
             ),
@@ -118,7 +135,7 @@ def classify(
             records=records,
             timing=timing,
             model=loaded,
-            text=_text_writer(out, as_csv=as_csv),
+            text=_text_writer(out, end, as_csv=as_csv),
         )
     raise typer.Exit(code)
 
@@ -136,13 +153,13 @@ def _first_on_this_machine(registry: "Registry") -> str:
     )
 
 
-def _text_writer(out: "Results", *, as_csv: bool) -> Callable[["Outcome"], None]:
+def _text_writer(out: "Results", end: bytes, *, as_csv: bool) -> Callable[["Outcome"], None]:
     """Returns what writes one Outcome where no records are asked for."""
     if as_csv:
         out.line("path,rank,class_id,label,score")
         return lambda outcome: _write_csv(outcome, out)
-    if not out.isatty():
-        return lambda outcome: _write_lines(outcome, out)
+    if not out.isatty() or end != b"\n":
+        return lambda outcome: _write_lines(outcome, out, end)
     from segcli.cli.console import terminal, visible
 
     screen = terminal(out)
@@ -156,12 +173,12 @@ def _text_writer(out: "Results", *, as_csv: bool) -> Callable[["Outcome"], None]
     return draw
 
 
-def _write_lines(outcome: "Outcome", out: "Results") -> None:
+def _write_lines(outcome: "Outcome", out: "Results", end: bytes) -> None:
     from segcli.cli.console import visible
 
     for _, name, score in outcome.labels or ():
         # A tab or line break in a name would make another column or line of it.
-        out.line(f"{outcome.path}\t{visible(name)}\t{score:.6g}")
+        out.line(f"{outcome.path}\t{visible(name)}\t{score:.6g}", end)
 
 
 def _write_csv(outcome: "Outcome", out: "Results") -> None:

@@ -5,6 +5,7 @@ native libraries print cannot reach a pipeline; results go to the saved descript
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -47,18 +48,16 @@ class Results:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(self._descriptor, view) :]
-        except BrokenPipeError as error:
-            raise ReaderGone from error
         except OSError as error:
-            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+            raise _not_written(error) from error
         return len(data)
 
     def flush(self) -> None:
         """Does nothing: every write has left already."""
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, end: bytes = b"\n") -> None:
         """Writes one line; undecodable bytes of file names come out as they were."""
-        self.write(os.fsencode(text) + b"\n")
+        self.write(os.fsencode(text) + end)
 
     def isatty(self) -> bool:
         """Says whether results go to a terminal."""
@@ -124,6 +123,40 @@ class Talk:
 
     def _say(self, text: str) -> None:
         say(f"segcli: {text}")
+
+
+def watch_stdout() -> None:
+    """Makes what Typer prints, help for instance, fail as ``Results`` does."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    stdout = sys.stdout
+    # Line by line on a terminal, as Python does it.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Watched(stdout.fileno(), "w", closefd=False)),
+        encoding=stdout.encoding,
+        errors="backslashreplace",
+        line_buffering=stdout.line_buffering,
+    )
+
+
+class _Watched(io.FileIO):
+    def write(self, data: Any, /) -> int:  # noqa: ANN401
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _not_written(error) from error
+
+
+def _not_written(error: OSError) -> ReaderGone | OutputError:
+    if isinstance(error, BrokenPipeError):
+        return ReaderGone()
+    return OutputError(f"cannot write to stdout: {error.strerror}")
+
+
+def say_at_once(text: str) -> None:
+    """Says one line from within a signal handler, where Python's own stream may be busy."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
 def say(text: str) -> None:

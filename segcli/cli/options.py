@@ -19,6 +19,15 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Returns the registry's names that begin so, for the shell."""
+    from segcli.registry import load_registry
+
+    return [spec.name for spec in load_registry(None) if spec.name.startswith(incomplete)]
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -26,6 +35,7 @@ Model = Annotated[
         "--model",
         envvar="SEGCLI_MODEL",
         metavar="MODEL",
+        autocompletion=complete_model,
         help="A registry name, or an .onnx file that 'segcli export' wrote.",
     ),
 ]
@@ -66,6 +76,21 @@ MaxPixels = Annotated[
         min=1,
     ),
 ]
+AllowTruncated = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncated",
+        help="Take an image that is cut short as far as it goes, instead of an error.",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("-n", "--dry-run", help="Only print what would be read, and written."),
+]
+Null = Annotated[
+    bool,
+    typer.Option("-0", "--null", help="End each line on stdout with NUL, for xargs -0."),
+]
 
 Device = Annotated[
     str,
@@ -89,6 +114,13 @@ Threads = Annotated[
         min=1,
         show_default="all usable cores for one image at a time, else at most 4",
         help="Threads of one run of the network.",
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Images that go through the network together on a GPU; the CPU takes one at a time.",
     ),
 ]
 FastDecode = Annotated[

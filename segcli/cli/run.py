@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segcli.cli.console import Results, Talk
-from segcli.errors import ExitCode, UsageError
+from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
+from segcli.inputs import file_status
 from segcli.registry import Registry, load_registry
 
 if TYPE_CHECKING:
     from segcli.artifact import Task
+    from segcli.inputs import Source
     from segcli.model import Model
     from segcli.results import Outcome
 
@@ -64,13 +66,10 @@ def open_model(
         DeviceError: The device is not to be had; without ``wait`` its first use says so.
         UsageError: It is a model for another task.
     """
-    from segcli.store import obtain, on_hand
-
-    path = on_hand(name, registry)
+    path = find_model(name, task, registry)
     if path is None:
-        # Before anything is fetched.
-        if task and name in registry:
-            check_task(registry.get(name).task, task, name)
+        from segcli.store import obtain
+
         path = obtain(name, registry, offline=offline, tell=talk.note)
     from segcli.onnx_file import read_card
 
@@ -87,6 +86,24 @@ def open_model(
     if wait:
         _ = model.session
     return model
+
+
+def find_model(name: str, task: "Task | None", registry: Registry) -> Path | None:
+    """Returns a model's file where it needs no look-up; None where ``obtain`` has to get it.
+
+    Raises:
+        ModelNotFound: There is no such file or name.
+        UsageError: A name is that of a model for another task.
+    """
+    from segcli.store import on_hand
+
+    path = on_hand(name, registry)
+    if path is None:
+        found = registry.get(name).task
+        # Before anything is fetched.
+        if task:
+            check_task(found, task, name)
+    return path
 
 
 def announce(model: "Model", talk: Talk) -> None:
@@ -132,6 +149,46 @@ def default_workers(workers: int | None, threads: int | None, *, single: bool) -
     if workers is None:
         workers = 1 if single else cores
     return workers, threads or (cores if workers == 1 else min(cores, _MOST_THREADS))
+
+
+def dry_run(
+    sources: Iterable["Source"],
+    plan: Callable[["Source"], tuple[str, ...]] | None,
+    out: Results,
+    talk: Talk,
+    *,
+    end: bytes,
+) -> ExitCode:
+    """Writes each input and what it would write, and returns the code that planning gives.
+
+    Args:
+        sources: The inputs, in order.
+        plan: Returns what a source would write, nothing where it would be left; raises ImageError.
+            None where a run writes no files: the inputs alone are shown.
+        out: Takes the pairs: ``input -> output`` where ``end`` is a newline, else both ended so.
+        talk: Takes errors.
+        end: After each line, or after each path.
+    """
+    failed = False
+    for source in sources:
+        try:
+            targets = plan(source) if plan else ()
+            if source.origin != "stdin" and file_status(source.path) is None:
+                raise ImageMissing(f"cannot read {source.path!r}: no such file")
+        except ImageError as error:
+            failed = True
+            talk.image_error(error)
+            continue
+        if plan is None:
+            out.line(source.path, end)
+        for target in targets:
+            if end == b"\n":
+                out.line(f"{source.path} -> {target}")
+            else:
+                out.line(source.path, end)
+                out.line(target, end)
+    talk.hidden_errors()
+    return ExitCode.SOME_FAILED if failed else ExitCode.OK
 
 
 def report(

@@ -8,8 +8,17 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
-from segcli.writers import Claims, Format, OutputPlan, check_place, plan_output
+from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, Source, check_arguments, open_sources
+from segcli.writers import (
+    Claims,
+    Format,
+    OutputPlan,
+    all_exist,
+    check_place,
+    claim_targets,
+    make_place,
+    plan_output,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -67,13 +76,17 @@ def segment(
     root: o.Root = None,
     ext: o.Ext = None,
     max_pixels: o.MaxPixels = None,
+    allow_truncated: o.AllowTruncated = False,
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
+    batch_size: o.BatchSize = 1,
     fail_fast: o.FailFast = False,
     fast_decode: o.FastDecode = False,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
+    dry_run: o.DryRun = False,
+    null: o.Null = False,
     as_json: o.Json = False,
     as_jsonl: o.Jsonl = False,
     timing: o.Timing = True,
@@ -100,6 +113,9 @@ def segment(
     plan = plan_output(output, formats or [Format.MASK], args, has_list=has_list)
     if plan.kind == "stdout" and records != "text":
         raise UsageError(f"-o - and --{records} both want stdout")
+    if records != "text" and (dry_run or null):
+        raise UsageError(f"--{records} does not go with {'--dry-run' if dry_run else '--null'}")
+    end = b"\0" if null else b"\n"
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
     walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
     lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
@@ -107,7 +123,17 @@ def segment(
     claims = Claims()
     claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
     check_place(plan)
+    names = run.open_registry(registry)
     with console.results() as out:
+        if dry_run:
+            run.find_model(model, "segmentation", names)
+
+            def targets(source: Source) -> tuple[str, ...]:
+                found = claim_targets(source, plan, claims, no_clobber=no_clobber)
+                return () if skip_existing and all_exist(found) else found
+
+            sources = open_sources(args, **walk, **lists, stdin=sys.stdin.buffer)  # type: ignore[arg-type]
+            raise typer.Exit(run.dry_run(sources, targets, out, talk, end=end))
         if plan.kind == "stdout" and out.isatty():
             raise UsageError(
                 "the output is an image and stdout is a terminal", hint="redirect it or use -o FILE"
@@ -117,7 +143,7 @@ def segment(
         loaded = run.open_model(
             model,
             "segmentation",
-            run.open_registry(registry),
+            names,
             talk,
             device=device,
             threads=threads,
@@ -125,24 +151,30 @@ def segment(
             offline=offline,
             wait=has_list or STDIN in args,
         )
+        from segcli.encode import Style
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, SegmentOptions, segment_images
 
+        make_place(plan)
         outcomes = segment_images(
             open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,
             claims,
             SegmentOptions(
                 plan=plan,
-                opacity=opacity,
-                visible=None if classes is None else parse_classes(classes, loaded),
-                legend=legend,
+                style=Style(
+                    opacity=opacity,
+                    visible=None if classes is None else parse_classes(classes, loaded),
+                    legend=legend,
+                ),
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
             ),
             RunOptions(
                 workers=workers,
+                batch_size=batch_size,
                 max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                allow_truncated=allow_truncated,
                 fail_fast=fail_fast,
                 fast_decode=fast_decode,
             ),
@@ -156,7 +188,7 @@ def segment(
             records=records,
             timing=timing,
             model=loaded,
-            text=_text_writer(out, plan),
+            text=_text_writer(out, plan, end),
         )
     raise typer.Exit(code)
 
@@ -188,23 +220,23 @@ def parse_classes(text: str, model: "Model") -> frozenset[int]:
     return frozenset(chosen)
 
 
-def _text_writer(out: "Results", plan: OutputPlan) -> Callable[["Outcome"], None]:
+def _text_writer(out: "Results", plan: OutputPlan, end: bytes) -> Callable[["Outcome"], None]:
     """Returns what writes one Outcome where no records are asked for."""
     if plan.kind == "stdout":
         # The picture itself is what goes to stdout.
         return lambda outcome: None
-    if not out.isatty():
-        return lambda outcome: _write_paths(outcome, out)
+    if not out.isatty() or end != b"\n":
+        return lambda outcome: _write_paths(outcome, out, end)
     from segcli.cli.console import terminal
 
     screen = terminal(out)
     return lambda outcome: _draw(outcome, screen)
 
 
-def _write_paths(outcome: "Outcome", out: "Results") -> None:
+def _write_paths(outcome: "Outcome", out: "Results", end: bytes) -> None:
     if outcome.status == "ok":
         for path in outcome.outputs:
-            out.line(path)
+            out.line(path, end)
 
 
 def _draw(outcome: "Outcome", screen: "RichConsole") -> None:

@@ -1,0 +1,114 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from segcli.in_order import QUEUED_PER_WORKER, in_order
+
+AHEAD = 3 * QUEUED_PER_WORKER + 1
+
+
+def run(jobs, workers=3, stopping=lambda: None):
+    return in_order(jobs, workers=workers, stopping=stopping)
+
+
+def no_threads():
+    return not [t for t in threading.enumerate() if t.name.startswith("segcli")]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_jobs(workers):
+    def job(i):
+        # The earlier, the slower.
+        time.sleep(0.02 if i < 4 else 0)
+        return i
+
+    assert list(run((lambda i=i: job(i) for i in range(30)), workers)) == list(range(30))
+    assert no_threads()
+
+
+def test_jobs_are_taken_only_as_they_are_worked_on():
+    taken = 0
+
+    def jobs():
+        nonlocal taken
+        for i in range(100):
+            taken += 1
+            yield lambda i=i: i
+
+    results = run(jobs())
+    assert taken == 0
+    for done, _ in enumerate(results, 1):
+        assert taken <= done + AHEAD
+    assert done == 100
+
+
+def test_a_result_does_not_wait_for_the_next_job():
+    more = threading.Event()
+
+    def jobs():
+        yield lambda: "first"
+        assert more.wait(20)
+        yield lambda: "second"
+
+    results = run(jobs())
+    assert next(results) == "first"
+    more.set()
+    assert list(results) == ["second"]
+
+
+def test_what_a_job_raises_comes_in_its_turn():
+    def broken():
+        raise ValueError("no")
+
+    results = run(iter([lambda: 1, broken, lambda: 2]))
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="no"):
+        next(results)
+    assert no_threads()
+
+
+def test_what_the_source_of_jobs_raises_comes_after_its_jobs():
+    def jobs():
+        yield lambda: 1
+        raise ValueError("no more")
+
+    results = run(jobs())
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(results)
+
+
+def test_closing_stops_before_it_waits():
+    release = threading.Event()
+    started = threading.Barrier(3, timeout=20)
+
+    def waits():
+        started.wait()
+        assert release.wait(20)
+
+    results = run(iter([lambda: 0, waits, waits]), stopping=release.set)
+    assert next(results) == 0
+    started.wait()
+    # Would never end if the running jobs were waited for first.
+    results.close()
+    assert no_threads()
+
+
+def test_a_source_that_waits_for_ever_does_not_keep_back_an_interrupt():
+    reading, writing = os.pipe()
+    with open(reading, "rb") as never, open(writing, "wb"):  # noqa: PTH123
+
+        def jobs():
+            yield lambda: 1
+            never.read(1)
+
+        results = run(jobs())
+        assert next(results) == 1
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        start = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        assert time.perf_counter() - start < 5
