@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -30,12 +30,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("segment", epilog=options.EXIT_CODES)(segment.segment)
-app.command("classify", epilog=options.EXIT_CODES)(classify.classify)
-app.command("export", epilog=options.EXIT_CODES)(export.export)
+
+
+def _add(name: str, command: Callable[..., None]) -> None:
+    app.command(name, help=options.manual(command), epilog=options.EXIT_CODES)(command)
+
+
+_add("segment", segment.segment)
+_add("classify", classify.classify)
+_add("export", export.export)
 app.add_typer(models.app, name="models")
-app.command("bench", epilog=options.EXIT_CODES)(bench.bench)
-app.command("doctor", epilog=options.EXIT_CODES)(doctor.doctor)
+_add("bench", bench.bench)
+_add("doctor", doctor.doctor)
 
 
 class _Stopped(BaseException):

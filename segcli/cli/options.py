@@ -1,14 +1,35 @@
 """Options that several commands share, each declared once."""
 
+import inspect
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-EXIT_CODES = (
-    "Exit codes: 0 all done or skipped; 1 some images failed; 2 usage, name collision or no image; "
-    "3 model; 4 device; 5 output cannot be written; 70 bug; 130 interrupted; "
-    "141 reader of stdout went away; 143 terminated."
-)
+# A backspace alone on a line keeps the lines of a paragraph as they are.
+EXIT_CODES = """\b
+Exit codes:
+  0    all done or skipped
+  1    finished, some images failed
+  2    usage, name collision, no image found
+  3    model unknown, missing, damaged, not to be fetched, or its export failed
+  4    device or session
+  5    output cannot be written at all
+  70   bug
+  130  interrupted
+  141  reader of stdout went away
+  143  terminated"""
+
+
+def manual(command: Callable[..., object]) -> str:
+    """Returns the help of a command: its docstring, whose one-line paragraphs are examples.
+
+    Prose ends with a full stop.
+    """
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    prose = [text for text in paragraphs if text.endswith(".")]
+    examples = ["Examples:", *(f"  {text}" for text in paragraphs if text not in prose)]
+    return "\n\n".join([*prose, "\n".join(["\b", *examples])] if examples[1:] else prose)
 
 
 Inputs = Annotated[
