@@ -16,7 +16,7 @@ from segcli import image_io
 from segcli.artifact import ModelCard
 from segcli.errors import ExportError, ImageError, InferenceError, UsageError
 from segcli.export.precision import Kind, rounding
-from segcli.postprocess import scores, segment_logits
+from segcli.postprocess import against_nothing, argmax_class_map, scores
 from segcli.preprocess import preprocess
 from segcli.session import Session
 
@@ -143,9 +143,11 @@ def _compare(
         return 1 - worst, worst
     if card.task == "segmentation":
         found, expected = (
-            segment_logits(
-                outputs[0][0], size_hw, card.activation, align_corners=card.align_corners
-            )[0]
+            argmax_class_map(
+                against_nothing(outputs[0][0], card.activation),
+                size_hw,
+                align_corners=card.align_corners,
+            )
             for outputs in (ours, exact)
         )
         return float((found == expected).mean()), 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,20 @@ import numpy.typing as npt
 from segcli import image_io
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
 from segcli.errors import ArtifactError, ImageError, InferenceError, UsageError
+from segcli.fields import Field, class_map
 from segcli.onnx_file import read_card
-from segcli.postprocess import argmax_class_map, scores, segment_logits, top_k
+from segcli.postprocess import against_nothing, argmax_class_map, require_finite, scores, top_k
 from segcli.preprocess import preprocess
+from segcli.protocol import Protocol, logits_field
 from segcli.registry import load_registry
 from segcli.results import Classification, ClassMap, Label, Segmentation
 from segcli.session import CPU, CUDA, Session, open_session
 from segcli.store import Tell, obtain
 
 Answer: TypeAlias = Segmentation | Classification
+# Height and width of a class map; that of the logits without any resize.
+MapSize: TypeAlias = tuple[int, int] | Literal["logits"]
+_PLAIN = Protocol()
 
 # Upsampled logits that a GPU may be asked to hold: 2 GiB of float32.
 MOST_VALUES = 1 << 29
@@ -112,13 +117,16 @@ class Model:
         self,
         image: npt.NDArray[np.uint8] | str | os.PathLike[str],
         *,
-        size_hw: tuple[int, int] | None = None,
+        size_hw: MapSize | None = None,
+        protocol: Protocol = _PLAIN,
     ) -> Answer:
         """Answers for one image; safe to call from several threads.
 
         Args:
             image: (H, W, 3) uint8 RGB, or the path of an image file.
-            size_hw: Height and width of the class map, None for the image's own.
+            size_hw: Height and width of the class map, ``logits`` for that of the logits, None for
+                the image's own.
+            protocol: How the model is shown the image.
 
         Raises:
             ImageError: The image cannot be read or the model failed on it.
@@ -127,13 +135,16 @@ class Model:
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             image = image_io.decode_image(image_io.read_bytes(path), path)
-        [answer] = self.answer([image], [size_hw or image.shape[:2]])
+        [answer] = self.answer([image], [size_hw or image.shape[:2]], protocol)
         if isinstance(answer, ImageError):
             raise answer
         return answer
 
     def answer(
-        self, images: Sequence[npt.NDArray[np.uint8]], sizes_hw: Sequence[tuple[int, int]]
+        self,
+        images: Sequence[npt.NDArray[np.uint8]],
+        sizes_hw: Sequence[MapSize],
+        protocol: Protocol = _PLAIN,
     ) -> list[Answer | ImageError]:
         """Answers for several images; one that fails has its error in its place.
 
@@ -142,7 +153,8 @@ class Model:
 
         Args:
             images: (H, W, 3) uint8 RGB each.
-            sizes_hw: Height and width of each class map.
+            sizes_hw: Height and width of each class map, or ``logits``.
+            protocol: How the model is shown the images.
 
         Raises:
             UsageError: An array is no RGB image, or the model gives features only.
@@ -152,7 +164,10 @@ class Model:
         for place, image in enumerate(images):
             _check_image(image)
             try:
-                inputs[place] = self.prepare(image)
+                if protocol.one_look:
+                    inputs[place] = self.prepare(image, protocol)
+                else:
+                    answers[place] = self._looked(image, sizes_hw[place], protocol)
             except ImageError as error:
                 answers[place] = error
         for group in self._groups(inputs):
@@ -166,6 +181,44 @@ class Model:
             for place, answer in zip(group, found, strict=True):
                 answers[place] = answer
         return [answer for answer in answers if answer is not None]
+
+    def _looked(
+        self, image: npt.NDArray[np.uint8], size_hw: MapSize, protocol: Protocol
+    ) -> Segmentation:
+        if size_hw == "logits":
+            raise UsageError("windows and averages have no one grid of logits to take the size of")
+        found = class_map(self.field(image, size_hw, protocol))
+        return self._segmentation(found, image)
+
+    def field(
+        self,
+        image: npt.NDArray[np.uint8],
+        size_hw: tuple[int, int],
+        protocol: Protocol = _PLAIN,
+    ) -> Field:
+        """Returns what the model says of every pixel, a class for each of the card's.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            size_hw: Height and width of the field.
+            protocol: How the model is shown the image.
+
+        Raises:
+            ImageError: The image does not fit the model, or the model failed on it; reading the
+                field's rows may raise it, too.
+            UsageError: The model is none for segmentation.
+        """
+        if self.card.task != "segmentation":
+            raise UsageError(f"{self.card.name!r} is no segmentation model")
+
+        def look(pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            self._check_seen(pixel_values)
+            logits = against_nothing(self.infer(pixel_values)[0], self.card.activation)
+            self._check_classes(len(logits))
+            require_finite(logits)
+            return logits
+
+        return logits_field(image, self.card, protocol, look, size_hw)
 
     def _groups(self, inputs: dict[int, npt.NDArray[np.float32]]) -> list[list[int]]:
         """Returns the places that go through the network together."""
@@ -181,13 +234,14 @@ class Model:
         group: list[int],
         inputs: dict[int, npt.NDArray[np.float32]],
         images: Sequence[npt.NDArray[np.uint8]],
-        sizes_hw: Sequence[tuple[int, int]],
+        sizes_hw: Sequence[MapSize],
     ) -> Sequence[Answer]:
         batch = np.concatenate([inputs[i] for i in group]) if group[1:] else inputs[group[0]]
         sizes = [sizes_hw[i] for i in group]
-        most = len(self.card.class_names) * max(map(math.prod, sizes))
-        if self.maps_on_device and most <= MOST_VALUES:
-            maps = self.session.class_maps(batch, sizes)
+        most = MOST_VALUES // len(self.card.class_names)
+        known = [s for s in sizes if s != "logits" and math.prod(s) <= most]
+        if self.maps_on_device and len(known) == len(sizes):
+            maps = self.session.class_maps(batch, known)
             return [self._segmentation(m, images[i]) for i, m in zip(group, maps, strict=True)]
         logits = self.infer(batch)
         return [
@@ -199,7 +253,7 @@ class Model:
         self,
         pixel_values: npt.NDArray[np.float32],
         image: npt.NDArray[np.uint8],
-        size_hw: tuple[int, int],
+        size_hw: MapSize,
     ) -> Answer | ImageError:
         try:
             return self.interpret(self.infer(pixel_values)[0], image, size_hw)
@@ -214,43 +268,41 @@ class Model:
         self,
         logits: npt.NDArray[np.float32],
         image: npt.NDArray[np.uint8],
-        size_hw: tuple[int, int] | None = None,
+        size_hw: MapSize | None = None,
     ) -> Answer:
         """Returns what the logits of one image say, as ``__call__`` does.
 
         Args:
             logits: (K, h, w) or (K,), of one image, from ``infer``.
             image: (H, W, 3) uint8 RGB, the image they are of.
-            size_hw: Height and width of the class map, None for the image's own.
+            size_hw: As for ``__call__``.
 
         Raises:
             InferenceError: The logits are not finite, or not of the card's classes.
         """
-        size_hw = size_hw or (image.shape[0], image.shape[1])
+        image_hw = (image.shape[0], image.shape[1])
         if self.card.task == "segmentation":
-            class_map, found = segment_logits(
-                logits, size_hw, self.card.activation, align_corners=self.card.align_corners
+            logits = against_nothing(logits, self.card.activation)
+            self._check_classes(len(logits))
+            map_hw = logits.shape[1:] if size_hw == "logits" else size_hw or image_hw
+            ids = argmax_class_map(
+                logits, (map_hw[0], map_hw[1]), align_corners=self.card.align_corners
             )
-            self._check_classes(found)
-            return self._segmentation(class_map, image)
+            return self._segmentation(ids, image)
         self._check_classes(len(logits))
         values = scores(logits, self.card.activation)
         labels = [
             Label(i, self.card.class_names[i], score) for i, score in top_k(values, len(values))
         ]
-        return Classification(labels, size_hw, self.provider)
+        return Classification(labels, image_hw, self.provider)
 
-    def _segmentation(
-        self, class_map: npt.NDArray[Any], image: npt.NDArray[np.uint8]
-    ) -> Segmentation:
+    def _segmentation(self, ids: npt.NDArray[Any], image: npt.NDArray[np.uint8]) -> Segmentation:
         names = self.card.class_names
         # uint8 or uint16 already where the CPU made it.
-        ids: ClassMap = (
-            np.asarray(class_map, np.uint8)
-            if len(names) <= 256
-            else np.asarray(class_map, np.uint16)
+        found: ClassMap = (
+            np.asarray(ids, np.uint8) if len(names) <= 256 else np.asarray(ids, np.uint16)
         )
-        return Segmentation(ids, names, self._palette, image, self.provider)
+        return Segmentation(found, names, self._palette, image, self.provider)
 
     @cached_property
     def maps_on_device(self) -> bool:
@@ -275,11 +327,14 @@ class Model:
         # TF32 moves the logits a little from run to run of different algorithms.
         return bool((found == expected).mean() >= 0.99)
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def prepare(
+        self, image: npt.NDArray[np.uint8], protocol: Protocol = _PLAIN
+    ) -> npt.NDArray[np.float32]:
         """Returns the graph's input for one image, (1, 3, h, w) float32.
 
         Args:
             image: (H, W, 3) uint8 RGB.
+            protocol: Its ``resize`` says at which size the model is shown the image.
 
         Raises:
             ImageError: The image does not fit the model.
@@ -287,14 +342,18 @@ class Model:
         """
         if self.card.task == "features":
             raise UsageError(f"{self.card.name!r} gives features, no classes")
-        pixel_values = preprocess(image, self.card.preprocessing)
-        fixed = self.session.input_hw
-        if fixed and pixel_values.shape[2:] != fixed:
-            raise InferenceError(
-                f"the model takes {fixed[0]}x{fixed[1]} only, its own preprocessing gives "
-                f"{pixel_values.shape[2]}x{pixel_values.shape[3]} for this image"
-            )
+        spec = protocol.preprocessing(image.shape[:2], self.card.preprocessing)
+        pixel_values = preprocess(image, spec)
+        self._check_seen(pixel_values)
         return pixel_values
+
+    def _check_seen(self, pixel_values: npt.NDArray[np.float32]) -> None:
+        fixed, seen = self.session.input_hw, pixel_values.shape[2:]
+        if fixed and seen != fixed:
+            raise InferenceError(
+                f"the model takes {fixed[0]}x{fixed[1]} only, it would be shown "
+                f"{seen[0]}x{seen[1]} of this image"
+            )
 
     def infer(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Returns the logits of a batch, (N, K, h, w) or (N, K).

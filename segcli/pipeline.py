@@ -25,8 +25,9 @@ from segcli.encode import Style, encode_output
 from segcli.errors import ImageError, InferenceError
 from segcli.in_order import in_order
 from segcli.inputs import Source
-from segcli.model import Answer, Model
+from segcli.model import Answer, MapSize, Model
 from segcli.preprocess import resized_hw
+from segcli.protocol import Protocol
 from segcli.results import Classification, Outcome, Segmentation
 from segcli.writers import Claims, Format, OutputPlan, all_exist, claim_targets
 
@@ -51,6 +52,7 @@ class RunOptions:
         max_pixels: Images with more are refused.
         allow_truncated: Takes an image that is cut short as far as it goes.
         fail_fast: Stops after the first image that failed.
+        protocol: How the model is shown each image.
         fast_decode: Decodes a JPEG at a fraction of its size, to at least ``_MARGIN`` times what
             the model sees, where no output shows the image.
     """
@@ -60,6 +62,7 @@ class RunOptions:
     max_pixels: int = image_io.DEFAULT_MAX_PIXELS
     allow_truncated: bool = False
     fail_fast: bool = False
+    protocol: Protocol = field(default_factory=Protocol)
     fast_decode: bool = False
 
 
@@ -70,12 +73,15 @@ class SegmentOptions:
     Attributes:
         plan: Names the outputs.
         style: What they show.
+        map_size: Height and width of the class map, ``logits`` for that of the logits, None for
+            the image's own.
         skip_existing: Leaves an image whose outputs are all there.
         no_clobber: Makes an existing output that image's error.
     """
 
     plan: OutputPlan
     style: Style = field(default_factory=Style)
+    map_size: MapSize | None = None
     skip_existing: bool = False
     no_clobber: bool = False
 
@@ -141,7 +147,7 @@ def segment_images(
     if Format.OVERLAY in options.plan.formats:
         # It shows the image itself.
         run = replace(run, fast_decode=False)
-    return _run(sources, model, prepare, run, stdin)
+    return _run(sources, model, prepare, run, stdin, options.map_size)
 
 
 def classify_images(
@@ -162,6 +168,7 @@ def _run(
     prepare: Callable[[Source], _Work | Outcome],
     run: RunOptions,
     stdin: BinaryIO,
+    map_size: MapSize | None = None,
 ) -> Iterator[Outcome]:
     # Set when the model is there, or is no longer waited for.
     go_on = threading.Event()
@@ -214,7 +221,7 @@ def _run(
         go_on.wait()
         waited = time.perf_counter() - decoded
         if not stopped.is_set():
-            answers = model.answer(images, sizes_hw)
+            answers = model.answer(images, [map_size or s for s in sizes_hw], run.protocol)
             for place, answer, size_hw in zip(places, answers, sizes_hw, strict=True):
                 source, work, _ = batch[place]
                 blank = Outcome(source.path, "ok", model.card.name, "", size_hw=size_hw)
@@ -278,7 +285,9 @@ def read_reduced(
     """
 
     def needed_hw(whole_hw: tuple[int, int]) -> tuple[int, int]:
-        height, width = resized_hw(whole_hw, card.preprocessing)
+        largest = max(run.protocol.scales)
+        spec = run.protocol.preprocessing(whole_hw, card.preprocessing, largest)
+        height, width = resized_hw(whole_hw, spec)
         return _MARGIN * height, _MARGIN * width
 
     data = image_io.read_bytes(source.path) if data is None else data

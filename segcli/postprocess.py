@@ -51,7 +51,7 @@ def argmax_class_map(
         InferenceError: The logits hold NaN or infinity.
     """
     logits = np.asarray(logits, np.float32)
-    _require_finite(logits)
+    require_finite(logits)
     num_classes, height, width = logits.shape
     class_map = np.empty(size_hw, np.uint8 if num_classes <= 256 else np.uint16)
     rows = _Axis(height, size_hw[0], align_corners)
@@ -63,24 +63,18 @@ def argmax_class_map(
     return class_map
 
 
-def segment_logits(
-    logits: _Floats, size_hw: tuple[int, int], activation: Activation, *, align_corners: bool
-) -> tuple[ClassMap, int]:
-    """Returns the class map of one image, and the number of classes its ids are of.
+def against_nothing(logits: _Floats, activation: Activation) -> _Floats:
+    """Returns the logits with a plane of zeros before them where one stands against nothing.
+
+    With a sigmoid a logit above zero means p > 1/2, which the argmax of both planes then says.
 
     Args:
-        logits: (K, h, w) float32; with a sigmoid a single one is foreground against nothing.
-        size_hw: Height and width of the map.
+        logits: (K, h, w) float32.
         activation: What the model's own card names.
-        align_corners: As for ``argmax_class_map``.
-
-    Raises:
-        InferenceError: The logits hold NaN or infinity.
     """
     if activation == "sigmoid" and len(logits) == 1:
-        # Above zero means p > 1/2.
-        logits = np.concatenate([np.zeros_like(logits), logits])
-    return argmax_class_map(logits, size_hw, align_corners=align_corners), len(logits)
+        return np.concatenate([np.zeros_like(logits), logits])
+    return logits
 
 
 def count_classes(class_map: ClassMap, num_classes: int) -> npt.NDArray[np.int64]:
@@ -104,6 +98,30 @@ def count_classes(class_map: ClassMap, num_classes: int) -> npt.NDArray[np.int64
     return counts
 
 
+def bilinear_positions(in_size: int, out_size: int, align_corners: bool) -> tuple[_Ints, _Floats]:
+    """Returns where the pixels of one axis lie among its logits.
+
+    float32 throughout, as ATen/native/UpSample.h computes it.
+
+    Args:
+        in_size: Number of logits.
+        out_size: Number of pixels.
+        align_corners: Whether the outermost logits lie on the outermost pixels' centers.
+
+    Returns:
+        The index of the logit before each pixel, and the weight in [0, 1] of the one after.
+    """
+    position = np.arange(out_size, dtype=np.float32)
+    if align_corners:
+        position *= np.float32(in_size - 1) / np.float32(max(out_size - 1, 1))
+    else:
+        position += np.float32(0.5)
+        position *= np.float32(in_size) / np.float32(out_size)
+        position = np.maximum(position - np.float32(0.5), np.float32(0))
+    low = np.minimum(position.astype(np.intp), in_size - 1)
+    return low, np.clip(position - low.astype(np.float32), 0, 1)
+
+
 class _Axis:
     """Where the pixels of one axis lie among the logits, cut into spans.
 
@@ -118,17 +136,7 @@ class _Axis:
     """
 
     def __init__(self, in_size: int, out_size: int, align_corners: bool) -> None:
-        # float32 throughout, as ATen/native/UpSample.h computes it.
-        position = np.arange(out_size, dtype=np.float32)
-        if align_corners:
-            position *= np.float32(in_size - 1) / np.float32(max(out_size - 1, 1))
-        else:
-            position += np.float32(0.5)
-            position *= np.float32(in_size) / np.float32(out_size)
-            position = np.maximum(position - np.float32(0.5), np.float32(0))
-        low = np.minimum(position.astype(np.intp), in_size - 1)
-        weight = np.clip(position - low.astype(np.float32), 0, 1)
-
+        low, weight = bilinear_positions(in_size, out_size, align_corners)
         runs = np.flatnonzero(np.diff(low, prepend=-1))
         lengths = np.diff(runs, append=out_size)
         limit = min(-(-out_size // in_size), _LONGEST_SPAN)
@@ -229,7 +237,7 @@ def scores(logits: npt.NDArray[np.floating], activation: Activation) -> npt.NDAr
         InferenceError: The logits hold NaN or infinity.
     """
     values = np.array(logits, np.float64)
-    _require_finite(values)
+    require_finite(values)
     if activation == "softmax":
         values = np.exp(values - values.max())
         values /= values.sum()
@@ -244,7 +252,8 @@ def top_k(scores: npt.NDArray[np.floating], k: int) -> list[tuple[int, float]]:
     return [(int(i), float(scores[i])) for i in order]
 
 
-def _require_finite(logits: npt.NDArray[np.floating]) -> None:
+def require_finite(logits: npt.NDArray[np.floating]) -> None:
+    """Raises InferenceError where a logit is infinite or not a number."""
     # Two passes without a temporary: minimum and maximum hand NaN on.
     lowest, highest = float(logits.min()), float(logits.max())
     if not np.isfinite([lowest, highest]).all():

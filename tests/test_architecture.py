@@ -31,12 +31,13 @@ GROUPS = (
         "preprocess",
         "session",
         "postprocess",
+        "fields",
         "render",
         "selfcheck",
         "measurements",
         "sample_images",
     },
-    {"model", "inputs", "writers", "encode"},
+    {"model", "inputs", "writers", "encode", "protocol"},
     {"pipeline", "evaluate", "benchmark", "diagnose"},
     {"cli"},
 )
@@ -44,7 +45,7 @@ GROUPS = (
 # imported when it is called: the records themselves need no OpenCV.
 EXCEPTIONS = {("results", "render"), ("results", "postprocess")}
 
-PURE = ("preprocess", "postprocess", "render", "evaluate")
+PURE = ("preprocess", "postprocess", "fields", "render", "evaluate")
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
 
 

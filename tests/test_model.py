@@ -169,7 +169,7 @@ def test_fixed_size_graph(tiny_model, change, image):
     model = load(change(tiny_model(), fix))
     assert model.session.input_hw == (6, 8)
     assert model(image).class_map.shape == (6, 8)
-    with pytest.raises(InferenceError, match=r"takes 6x8 only.*gives 5x8"):
+    with pytest.raises(InferenceError, match=r"takes 6x8 only.*shown 5x8"):
         model(image[:5])
     squash = Preprocessing(resize="squash", size_hw=(6, 8))
     model = load(change(tiny_model(preprocessing=squash), fix))
@@ -381,7 +381,7 @@ def test_want_of_memory_is_the_images_error(tiny_model, monkeypatch):
     def no_memory(*_args, **_more):
         raise MemoryError
 
-    monkeypatch.setattr("segcli.model.segment_logits", no_memory)
+    monkeypatch.setattr("segcli.model.argmax_class_map", no_memory)
     with pytest.raises(InferenceError, match="not enough memory"):
         load(tiny_model(), device="cpu")(noise((4, 5))[0])
 

@@ -112,6 +112,35 @@ Null = Annotated[
     bool,
     typer.Option("-0", "--null", help="End each line on stdout with NUL, for xargs -0."),
 ]
+Resize = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="What the model is shown: model (its own size), short-side[=N] (aspect kept), "
+        "native, or WxH.",
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX",
+        show_default="the whole image at once",
+        help="Show it windows of this size, and average the logits where they overlap.",
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX", show_default="a quarter of --tile", help="Pixels that windows share."
+    ),
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Average over flip, scales (0.5 to 1.75), or factors: 'flip,0.75,1,1.25'.",
+    ),
+]
 
 Device = Annotated[
     str,

@@ -1,5 +1,6 @@
 """``segcli segment``: a mask for every image."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
     from segcli.cli.console import Results
-    from segcli.model import Model
+    from segcli.model import MapSize, Model
+    from segcli.protocol import Protocol
     from segcli.results import Outcome
 
 
@@ -70,6 +72,18 @@ def segment(
     no_clobber: Annotated[
         bool, typer.Option("--no-clobber", help="An output that exists is that image's error.")
     ] = False,
+    mask_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="logits|WxH",
+            show_default="the image's own",
+            help="Another size of the mask.",
+        ),
+    ] = None,
+    resize: o.Resize = "model",
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
+    augment: o.Augment = None,
     recursive: o.Recursive = False,
     files_from: o.FilesFrom = None,
     files0_from: o.Files0From = None,
@@ -103,6 +117,7 @@ def segment(
     find . -name '*.jpg' -print0 | segcli segment --files0-from - -o masks/ --jsonl
     """
     from segcli.cli import console, run
+    from segcli.protocol import parse_protocol
 
     args = inputs or []
     talk = console.Talk(quiet=quiet, verbose=verbose)
@@ -116,6 +131,8 @@ def segment(
     if records != "text" and (dry_run or null):
         raise UsageError(f"--{records} does not go with {'--dry-run' if dry_run else '--null'}")
     end = b"\0" if null else b"\n"
+    protocol = parse_protocol(resize, tile, overlap, augment)
+    map_size = parse_mask_size(mask_size, plan, protocol)
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
     walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
     lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
@@ -167,6 +184,7 @@ def segment(
                     visible=None if classes is None else parse_classes(classes, loaded),
                     legend=legend,
                 ),
+                map_size=map_size,
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
             ),
@@ -176,6 +194,7 @@ def segment(
                 max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
                 allow_truncated=allow_truncated,
                 fail_fast=fail_fast,
+                protocol=protocol,
                 fast_decode=fast_decode,
             ),
             stdin=sys.stdin.buffer,
@@ -191,6 +210,26 @@ def segment(
             text=_text_writer(out, plan, end),
         )
     raise typer.Exit(code)
+
+
+def parse_mask_size(text: str | None, plan: OutputPlan, protocol: "Protocol") -> "MapSize | None":
+    """Returns the class map's size of ``--mask-size``, None for the image's own.
+
+    Raises:
+        UsageError: It has another form, or does not go with the formats or the protocol.
+    """
+    if text is None:
+        return None
+    if Format.OVERLAY in plan.formats:
+        raise UsageError("--mask-size does not go with -f overlay, which has the image's size")
+    if text == "logits":
+        if not protocol.one_look:
+            raise UsageError("--mask-size logits does not go with --tile or --augment")
+        return "logits"
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise UsageError(f"--mask-size {text!r} is not logits or WxH, such as 640x480")
+    return int(match[2]), int(match[1])
 
 
 def parse_classes(text: str, model: "Model") -> frozenset[int]:
