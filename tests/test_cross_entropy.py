@@ -1,0 +1,94 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from segcli.cross_entropy import cross_entropy_sum
+from segcli.errors import InferenceError, TruthError
+
+
+def scene(seed, num_classes, hw, size_hw, *, sure=1.0):
+    rng = np.random.default_rng(seed)
+    logits = (sure * rng.standard_normal((num_classes, *hw))).astype(np.float32)
+    truth = rng.integers(0, num_classes, size_hw).astype(np.uint8)
+    truth[rng.random(size_hw) < 0.2] = 255
+    return logits, truth
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("sure", [1.0, 30.0])
+@pytest.mark.parametrize(
+    ("num_classes", "hw", "size_hw"),
+    [
+        (11, (9, 12), (36, 48)),
+        (150, (8, 8), (101, 67)),
+        (3, (20, 30), (7, 90)),
+        (2, (1, 1), (5, 4)),
+    ],
+)
+def test_loss_is_that_of_torch(num_classes, hw, size_hw, sure, align_corners):
+    torch = pytest.importorskip("torch")
+    logits, truth = scene(0, num_classes, hw, size_hw, sure=sure)
+    upsampled = torch.nn.functional.interpolate(
+        torch.from_numpy(logits)[None], size_hw, mode="bilinear", align_corners=align_corners
+    )
+    expected = torch.nn.functional.cross_entropy(
+        upsampled,
+        torch.from_numpy(truth.astype(np.int64))[None],
+        ignore_index=255,
+        reduction="sum",
+    ).item()
+    found = cross_entropy_sum(logits, truth, align_corners=align_corners)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_loss_pixel_by_pixel_where_the_sizes_agree():
+    logits, truth = scene(1, 5, (4, 6), (4, 6))
+    expected = 0.0
+    for y, x in np.argwhere(truth != 255):
+        column = logits[:, y, x].astype(np.float64)
+        expected += np.log(np.exp(column).sum()) - column[truth[y, x]]
+    assert cross_entropy_sum(logits, truth) == pytest.approx(expected, rel=1e-12)
+
+
+def test_loss_of_two_equal_logits_is_ln_2():
+    truth = np.array([[0, 1], [1, 255]], np.uint8)
+    assert cross_entropy_sum(np.zeros((2, 1, 1), np.float32), truth) == pytest.approx(3 * np.log(2))
+
+
+def test_sure_pixels_keep_their_small_loss():
+    logits = np.array([[[20.0]], [[0.0]]], np.float32)
+    found = cross_entropy_sum(logits, np.zeros((3, 3), np.uint8))
+    assert found == pytest.approx(9 * np.log1p(np.exp(-20)), rel=1e-6)
+
+
+def test_strips_do_not_matter(monkeypatch):
+    logits, truth = scene(2, 7, (5, 6), (33, 29))
+    whole = cross_entropy_sum(logits, truth)
+    monkeypatch.setattr("segcli.cross_entropy._STRIP_VALUES", 1)
+    assert cross_entropy_sum(logits, truth) == pytest.approx(whole, rel=1e-12)
+
+
+def test_full_size_logits_are_never_held():
+    logits, truth = scene(3, 150, (16, 16), (500, 600))
+    tracemalloc.start()
+    cross_entropy_sum(logits, truth)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150 * 500 * 600 * 4 / 4
+
+
+def test_void_alone_has_no_loss():
+    assert cross_entropy_sum(np.zeros((2, 3, 3), np.float32), np.full((9, 9), 255, np.uint8)) == 0
+
+
+def test_wrong_input_is_named():
+    logits = np.zeros((2, 3, 3), np.float32)
+    with pytest.raises(TruthError, match=r"the value 2, expected class ids 0\.\.1"):
+        cross_entropy_sum(logits, np.full((9, 9), 2, np.uint8))
+    with pytest.raises(TruthError, match="the value 255"):
+        cross_entropy_sum(logits, np.full((9, 9), 255, np.uint8), ignore_index=None)
+    logits[0, 0, 0] = np.nan
+    with pytest.raises(InferenceError, match="not finite"):
+        cross_entropy_sum(logits, np.zeros((9, 9), np.uint8))
