@@ -1,10 +1,11 @@
 """The loss of one image: cross-entropy of upsampled logits, never K x H x W of them at once.
 
 The logits are interpolated as those whose argmax is the class map, at the same float32 coordinates,
-a strip of rows at a time.
+a row of pixels at a time.
 """
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,11 @@ from segcli.errors import InferenceError
 from segcli.evaluate import require_class_ids
 from segcli.postprocess import linear_taps
 
-# Values per array of one strip: 4 MB of float64.
-_STRIP_VALUES = 1 << 19
+_Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 def cross_entropy_sum(
-    logits: npt.NDArray[np.float32],
+    logits: _Floats,
     truth: npt.NDArray[Any],
     *,
     ignore_index: int | None = 255,
@@ -45,36 +45,31 @@ def cross_entropy_sum(
         raise InferenceError("the model produced logits that are not finite")
     counted = np.ones(truth.shape, np.bool_) if ignore_index is None else truth != ignore_index
     require_class_ids(truth[counted], num_classes)
-    low, high, weights = linear_taps(height, truth.shape[0], align_corners=align_corners)
+    low, high, down = linear_taps(height, truth.shape[0], align_corners=align_corners)
     left, right, across = linear_taps(width, truth.shape[1], align_corners=align_corners)
-    step = max(1, _STRIP_VALUES // (num_classes * truth.shape[1]))
+
+    @lru_cache(maxsize=2)
+    def widened(row: int) -> _Floats:
+        plane = logits[:, row]
+        wide: _Floats = (1 - across) * plane[:, left]
+        wide += across * plane[:, right]
+        return wide
+
     total = 0.0
-    for top in range(0, len(truth), step):
-        rows = slice(top, top + step)
-        if not counted[rows].any():
-            continue
-        weight = weights[rows, None]
-        strip = (1 - weight) * _widened(logits[:, low[rows]], left, right, across)
-        strip += weight * _widened(logits[:, high[rows]], left, right, across)
-        total += _loss_sum(strip[:, counted[rows]], truth[rows][counted[rows]])
+    for y in np.flatnonzero(counted.any(axis=1)):
+        row = (1 - down[y]) * widened(int(low[y])) + down[y] * widened(int(high[y]))
+        here = counted[y]
+        total += _loss_sum(row if here.all() else row[:, here], truth[y, here])
     return total
 
 
-def _widened(
-    rows: npt.NDArray[np.float32],
-    left: npt.NDArray[np.intp],
-    right: npt.NDArray[np.intp],
-    across: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """Returns rows of logits, (K, r, w), interpolated along their columns."""
-    wide: npt.NDArray[np.float32] = (1 - across) * rows[:, :, left]
-    wide += across * rows[:, :, right]
-    return wide
-
-
-def _loss_sum(logits: npt.NDArray[np.float32], truth: npt.NDArray[Any]) -> float:
+def _loss_sum(logits: _Floats, truth: npt.NDArray[Any]) -> float:
     """Returns the loss of pixels, (K, n) logits and (n,) ids."""
-    # float64 from here: 1 plus the small terms of a sure pixel is 1 in float32.
-    values = logits - logits.max(axis=0).astype(np.float64)
-    true = values[truth.astype(np.intp), np.arange(values.shape[1])]
-    return float((np.log(np.exp(values, out=values).sum(axis=0)) - true).sum())
+    every = np.arange(logits.shape[1])
+    best = logits.argmax(axis=0)
+    values = logits - logits[best, every]
+    behind = -values[truth.astype(np.intp), every].astype(np.float64)
+    # The best one's own term is left to log1p: beside 1, small ones vanish in float32.
+    np.exp(values, out=values)
+    values[best, every] = 0
+    return float((np.log1p(values.sum(axis=0, dtype=np.float64)) + behind).sum())

