@@ -19,6 +19,7 @@ per-image branch into error records instead. Nothing else maps exceptions to exi
         |-- ImageDecodeError        record code "decode"
         |-- ImageTooLarge           record code "too_large"
         |-- InferenceError          record code "inference"
+        |-- TruthError              record code "truth"
         |-- OutputExists            record code "exists"
         |-- OutputCollision         record code "collision"
         `-- OutputWriteError        record code "write"
@@ -139,6 +140,12 @@ class InferenceError(ImageError):
     """The session failed on this image."""
 
     code = "inference"
+
+
+class TruthError(ImageError):
+    """What an image is to be compared with is missing, unreadable, or of another label set."""
+
+    code = "truth"
 
 
 class OutputExists(ImageError):

@@ -11,13 +11,15 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segcli.postprocess import argmax_class_map, bilinear_positions
+from segcli.postprocess import argmax_class_map, linear_taps
 from segcli.results import ClassMap
 
 _Floats: TypeAlias = npt.NDArray[np.float32]
 
-# Values of one strip: 8 MB of float32.
-_STRIP_VALUES = 1 << 21
+# Values of one strip: 2 MB of float32 stays in a core's cache.
+_STRIP_VALUES = 1 << 19
+# Less than any probability that matters, and its logarithm is finite.
+_TINY = np.finfo(np.float32).tiny
 
 
 class Field(Protocol):
@@ -166,19 +168,22 @@ class Flipped:
 
 
 class MeanProbability:
-    """The mean of the softmax of several fields of one size: mmsegmentation's ``aug_test``."""
+    """The mean of the softmax of several fields of one size: mmsegmentation's ``aug_test``.
+
+    Given as its logarithm, so that it is logits again: their softmax is the mean.
+    """
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self._fields = fields
         self.size_hw, self.num_classes = fields[0].size_hw, fields[0].num_classes
 
     def rows(self, start: int, stop: int) -> _Floats:
-        """Returns (K, stop - start, W) float32 in [0, 1], which sum to 1 over K."""
+        """Returns (K, stop - start, W) float32, at most 0."""
         total = softmax(self._fields[0].rows(start, stop))
         for field in self._fields[1:]:
             total += softmax(field.rows(start, stop))
         total /= np.float32(len(self._fields))
-        return total
+        return np.log(np.maximum(total, _TINY), out=total)
 
 
 def softmax(logits: _Floats) -> _Floats:
@@ -232,13 +237,12 @@ def _resized(
     """Returns some rows of planes that are resized from those that ``take`` gives."""
     if in_hw == out_hw:
         return take(rows.start, rows.stop)
-    low, weight = (a[rows] for a in bilinear_positions(in_hw[0], out_hw[0], align_corners))
-    high = np.minimum(low + 1, in_hw[0] - 1)
+    taps = linear_taps(in_hw[0], out_hw[0], align_corners=align_corners)
+    low, high, weight = taps[0][rows], taps[1][rows], taps[2][rows]
     first = int(low[0])
     planes = take(first, int(high[-1]) + 1)
     if in_hw[1] != out_hw[1]:
-        left, share = bilinear_positions(in_hw[1], out_hw[1], align_corners)
-        right = np.minimum(left + 1, in_hw[1] - 1)
+        left, right, share = linear_taps(in_hw[1], out_hw[1], align_corners=align_corners)
         # As argmax_class_map does it: across first, in float32.
         planes = (np.float32(1) - share) * planes[..., left] + share * planes[..., right]
     weight = weight[:, None]

@@ -1,4 +1,4 @@
-"""Bytes to (H, W, 3) uint8 RGB and back; the only room that knows image files.
+"""Bytes to (H, W, 3) uint8 RGB and back, and label maps; the only room that knows image files.
 
 Pillow decodes everything, by its plugin classes and an allow-list of formats (JPEG, PNG, WebP,
 TIFF, BMP, GIF, PPM), chosen by content and never by suffix; EPS, PS, WMF and other formats that
@@ -26,8 +26,9 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,13 @@ _FORMATS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
     ("PPM", re.compile(rb"P[1-6]\s"), PpmImageFile),
 )
 
+# Byte of the header, behind the signature, IHDR's length and kind, width and height.
+_PNG_BIT_DEPTH = 24
+_LABEL_FORMATS = ("PNG", "TIFF", "BMP")
+
 _RgbImage: TypeAlias = npt.NDArray[np.uint8]
+_Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+_Pixels = TypeVar("_Pixels")
 
 # EXIF 2.32, tag 0x0112: what turns the stored rows and columns upright.
 _ORIENTATIONS = {
@@ -119,7 +126,7 @@ def decode_image(
         ImageDecodeError: The bytes are not a complete image of a supported format.
         ImageTooLarge: The image has more than ``max_pixels`` pixels.
     """
-    return _decode(data, path, max_pixels, allow_truncated, lambda image: None)
+    return _decode(data, path, max_pixels, allow_truncated, lambda image: None, _upright_rgb)
 
 
 def decode_reduced(
@@ -161,7 +168,7 @@ def decode_reduced(
             needed = needed_hw(whole_hw)
             image.draft(None, needed if on_its_side else needed[::-1])
 
-    pixels = _decode(data, path, max_pixels, allow_truncated, reduce)
+    pixels = _decode(data, path, max_pixels, allow_truncated, reduce, _upright_rgb)
     return pixels, whole_hw or (pixels.shape[0], pixels.shape[1])
 
 
@@ -171,8 +178,9 @@ def _decode(
     max_pixels: int,
     allow_truncated: bool,
     configure: Callable[[ImageFile.ImageFile], None],
-) -> _RgbImage:
-    """Returns ``decode_image``, a decoder being configured once its header is read."""
+    pixels_of: Callable[[ImageFile.ImageFile, str], _Pixels],
+) -> _Pixels:
+    """Returns what ``pixels_of`` makes of an image, its decoder configured after the header."""
     ImageFile.LOAD_TRUNCATED_IMAGES = allow_truncated
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -185,7 +193,7 @@ def _decode(
             image.load()
             if not allow_truncated:
                 _check_whole(name, data, path)
-            return _pixels(_to_rgb(image, path), _orientation(image))
+            return pixels_of(image, path)
     except (ImageDecodeError, ImageTooLarge):
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -196,6 +204,37 @@ def _decode(
         if _is_cut(name, data) or "truncated" in reason:
             raise _truncated(name, data, path) from error
         raise ImageDecodeError(f"cannot decode {path!r}: damaged {name} ({reason})") from error
+
+
+def decode_labels(
+    data: bytes, path: str, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """Decodes a label map: one class id per pixel, as the file stores it.
+
+    A palette image gives its indices whatever its colors and transparency, a grey one its values.
+    Nothing is scaled, and the EXIF orientation of a PNG does not count.
+
+    Args:
+        data: The encoded file: PNG, TIFF or BMP; the other formats lose or scale the values.
+        path: Where it came from, for messages.
+        max_pixels: Refuse images with more pixels than this, from their header.
+
+    Returns:
+        (H, W) uint8, uint16 where the file has 16 bits; it may be read-only.
+
+    Raises:
+        ImageDecodeError: The bytes are no complete image of such a format, or hold colors.
+        ImageTooLarge: The image has more than ``max_pixels`` pixels.
+    """
+    name, _ = _sniff(data, path)
+    if name not in _LABEL_FORMATS:
+        raise ImageDecodeError(
+            f"cannot read class ids from {path!r}: {name} does not keep pixel values as they were",
+            hint="save labels as palette or grey PNG, whose pixel value is the class id",
+        )
+    return _decode(
+        data, path, max_pixels, False, lambda image: None, partial(_class_ids, data=data)
+    )
 
 
 def encode_png_rgb(image: npt.NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
@@ -269,6 +308,41 @@ def _too_large(path: str, reason: str) -> ImageTooLarge:
         f"{path!r} is too large: {reason}",
         hint="scale the image down, or raise --max-pixels",
     )
+
+
+def _upright_rgb(image: ImageFile.ImageFile, path: str) -> _RgbImage:
+    return _pixels(_to_rgb(image, path), _orientation(image))
+
+
+def _class_ids(image: ImageFile.ImageFile, path: str, data: bytes) -> _Labels:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16, copy=False)
+    if image.mode == "P" or _is_plain_grey(image, data):
+        return np.asarray(image).astype(np.uint8, copy=False)
+    if image.mode == "L" and isinstance(image, PngImageFile):
+        # Of 2 or 4 bits, which Pillow stretches to 0..255: 3 becomes 255 or 51.
+        return np.asarray(image) // np.uint8(255 // ((1 << data[_PNG_BIT_DEPTH]) - 1))
+    packed = image.mode in ("1", "L")
+    found = f"{image.format} of fewer than 8 bits or with white as 0" if packed else image.mode
+    raise ImageDecodeError(
+        f"cannot read class ids from {path!r}: found {found}, "
+        "expected a palette or one grey channel of 8 or 16 bits",
+        hint="these are colors, no class ids: take the labels that they were drawn from, or "
+        "replace each color by its class's id"
+        if image.mode in ("RGB", "RGBA")
+        else "save labels as palette or grey PNG, whose pixel value is the class id",
+    )
+
+
+def _is_plain_grey(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Tells whether Pillow gives the grey values, 8 bits or 1, as they are in the file."""
+    if isinstance(image, PngImageFile):
+        return image.mode == "1" or (image.mode == "L" and data[_PNG_BIT_DEPTH] == 8)
+    if isinstance(image, TiffImageFile):
+        # TIFF 6.0: BitsPerSample, and PhotometricInterpretation, where 0 is white as 0.
+        bits, black_is_zero = image.tag_v2.get(258, (1,)), image.tag_v2.get(262) == 1
+        return black_is_zero and (image.mode == "1" or (image.mode == "L" and bits == (8,)))
+    return image.mode == "L"
 
 
 def _to_rgb(image: ImageFile.ImageFile, path: str) -> Image.Image:

@@ -18,7 +18,9 @@ from segcli.artifact import Rgb
 from segcli.errors import CheckpointError
 
 # Small sets first: labels that several sets know take the colours of the more specific one.
-DATASETS = ("camvid", "cityscapes", "voc", "ade20k")
+# "cocostuff" has the 171 classes and the palette of mmsegmentation's COCOStuffDataset, train ids 0
+# to 170; the palette gives some classes the same colour.
+DATASETS = ("camvid", "cityscapes", "voc", "ade20k", "cocostuff")
 CSV_HEADER = ["id", "name", "r", "g", "b"]
 MAX_BYTES = 4 << 20
 

@@ -77,6 +77,32 @@ def against_nothing(logits: _Floats, activation: Activation) -> _Floats:
     return logits
 
 
+def linear_taps(
+    in_size: int, out_size: int, *, align_corners: bool
+) -> tuple[_Ints, _Ints, _Floats]:
+    """Returns which two logits each pixel of one axis lies between, and the second one's weight.
+
+    Args:
+        in_size: Number of logits.
+        out_size: Number of pixels.
+        align_corners: As for ``argmax_class_map``.
+
+    Returns:
+        Index before and index after, (out_size,) each, and (out_size,) float32 in [0, 1].
+    """
+    # float32 throughout, as ATen/native/UpSample.h computes it.
+    position = np.arange(out_size, dtype=np.float32)
+    if align_corners:
+        position *= np.float32(in_size - 1) / np.float32(max(out_size - 1, 1))
+    else:
+        position += np.float32(0.5)
+        position *= np.float32(in_size) / np.float32(out_size)
+        position = np.maximum(position - np.float32(0.5), np.float32(0))
+    low = np.minimum(position.astype(np.intp), in_size - 1)
+    weight = np.clip(position - low.astype(np.float32), 0, 1)
+    return low, np.minimum(low + 1, in_size - 1), weight
+
+
 def count_classes(class_map: ClassMap, num_classes: int) -> npt.NDArray[np.int64]:
     """Returns how many pixels each class has, (num_classes,).
 
@@ -98,30 +124,6 @@ def count_classes(class_map: ClassMap, num_classes: int) -> npt.NDArray[np.int64
     return counts
 
 
-def bilinear_positions(in_size: int, out_size: int, align_corners: bool) -> tuple[_Ints, _Floats]:
-    """Returns where the pixels of one axis lie among its logits.
-
-    float32 throughout, as ATen/native/UpSample.h computes it.
-
-    Args:
-        in_size: Number of logits.
-        out_size: Number of pixels.
-        align_corners: Whether the outermost logits lie on the outermost pixels' centers.
-
-    Returns:
-        The index of the logit before each pixel, and the weight in [0, 1] of the one after.
-    """
-    position = np.arange(out_size, dtype=np.float32)
-    if align_corners:
-        position *= np.float32(in_size - 1) / np.float32(max(out_size - 1, 1))
-    else:
-        position += np.float32(0.5)
-        position *= np.float32(in_size) / np.float32(out_size)
-        position = np.maximum(position - np.float32(0.5), np.float32(0))
-    low = np.minimum(position.astype(np.intp), in_size - 1)
-    return low, np.clip(position - low.astype(np.float32), 0, 1)
-
-
 class _Axis:
     """Where the pixels of one axis lie among the logits, cut into spans.
 
@@ -136,7 +138,7 @@ class _Axis:
     """
 
     def __init__(self, in_size: int, out_size: int, align_corners: bool) -> None:
-        low, weight = bilinear_positions(in_size, out_size, align_corners)
+        low, high, weight = linear_taps(in_size, out_size, align_corners=align_corners)
         runs = np.flatnonzero(np.diff(low, prepend=-1))
         lengths = np.diff(runs, append=out_size)
         limit = min(-(-out_size // in_size), _LONGEST_SPAN)
@@ -148,7 +150,7 @@ class _Axis:
         self.count = len(self.first)
         self.longest = int(self.lengths.max())
         self.low: _Ints = low[self.first]
-        self.high: _Ints = np.minimum(self.low + 1, in_size - 1)
+        self.high: _Ints = high[self.first]
         offset = np.arange(self.longest)[:, None]
         self.pixels: _Ints = self.first + np.minimum(offset, self.lengths - 1)
         high_weight: _Floats = weight[self.pixels]

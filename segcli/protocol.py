@@ -112,9 +112,6 @@ def logits_field(
         infer: Returns the logits (K, h, w) of a (1, 3, h, w) input; called while rows are read.
         size_hw: Height and width of the field.
 
-    Returns:
-        Logits; probabilities where several scales or a flip are averaged.
-
     Raises:
         ImageError: The image does not fit the protocol, or the model failed on it.
     """

@@ -17,7 +17,7 @@ _ClassMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 _FIXED_ONE = 1 << 16
 _BLEND_ROWS = 32
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LONGEST_NAME = 40
 
 
@@ -163,14 +163,13 @@ def _legend_column(
     entries: Sequence[tuple[str, tuple[int, int, int], float | None]], line: int
 ) -> _Image:
     scale = line / 40
-    # OpenCV 5 draws with weights of a real font, where 2 is already bold.
-    thickness = max(1, round(line / 24)) if _draws_ascii_only() else 1
-    names = [_drawable(name) for name, _, _ in entries]
+    thickness = text_thickness(line)
+    names = [drawable_text(name) for name, _, _ in entries]
     shares = [_percent(share) for _, _, share in entries]
     swatch, gap = line - line // 4, line // 3
     name_left = swatch + gap
-    name_width = max(_text_width(text, scale, thickness) for text in names)
-    share_width = max(_text_width(text, scale, thickness) for text in shares)
+    name_width = max(text_width(text, scale, thickness) for text in names)
+    share_width = max(text_width(text, scale, thickness) for text in shares)
     width = name_left + name_width + (gap + share_width if share_width else 0)
     column = np.full((line * len(entries), width, 3), 255, np.uint8)
     for i, (name, share) in enumerate(zip(names, shares, strict=True)):
@@ -179,13 +178,13 @@ def _legend_column(
         box[...] = 128
         box[1:-1, 1:-1] = entries[i][1]
         baseline = i * line + (line * 11) // 16
-        share_left = width - _text_width(share, scale, thickness)
+        share_left = width - text_width(share, scale, thickness)
         for text, left in ((name, name_left), (share, share_left)):
             cv2.putText(
                 column,
                 text,
                 (left, baseline),
-                _FONT,
+                FONT,
                 scale,
                 (0, 0, 0),
                 thickness,
@@ -194,8 +193,15 @@ def _legend_column(
     return column
 
 
-def _text_width(text: str, scale: float, thickness: int) -> int:
-    return int(cv2.getTextSize(text, _FONT, scale, thickness)[0][0]) if text else 0
+def text_thickness(line: int) -> int:
+    """Returns the stroke for lines of this many pixels."""
+    # OpenCV 5 draws with weights of a real font, where 2 is already bold.
+    return max(1, round(line / 24)) if _draws_ascii_only() else 1
+
+
+def text_width(text: str, scale: float, thickness: int) -> int:
+    """Returns how many pixels wide OpenCV draws a text in ``FONT``."""
+    return int(cv2.getTextSize(text, FONT, scale, thickness)[0][0]) if text else 0
 
 
 def _percent(share: float | None) -> str:
@@ -209,7 +215,8 @@ def _draws_ascii_only() -> bool:
     return not hasattr(cv2, "FontFace")
 
 
-def _drawable(name: str) -> str:
+def drawable_text(name: str) -> str:
+    """Returns a class name as OpenCV can draw it: one line, not too long, ASCII before OpenCV 5."""
     text = " ".join(name.split()).encode("utf-8", "replace").decode()
     if _draws_ascii_only():
         letters = unicodedata.normalize("NFKD", text)

@@ -38,14 +38,32 @@ GROUPS = (
         "sample_images",
     },
     {"model", "inputs", "writers", "encode", "protocol"},
-    {"pipeline", "evaluate", "benchmark", "diagnose"},
+    {
+        "pipeline",
+        "evaluate",
+        "cross_entropy",
+        "eval_state",
+        "confusion_picture",
+        "datasets",
+        "class_truth",
+        "benchmark",
+        "diagnose",
+    },
     {"cli"},
 )
 # Segmentation.overlay() is drawn by render and its classes are counted by postprocess, each
 # imported when it is called: the records themselves need no OpenCV.
 EXCEPTIONS = {("results", "render"), ("results", "postprocess")}
 
-PURE = ("preprocess", "postprocess", "fields", "render", "evaluate")
+PURE = (
+    "preprocess",
+    "postprocess",
+    "fields",
+    "render",
+    "evaluate",
+    "cross_entropy",
+    "confusion_picture",
+)
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
 
 

@@ -162,7 +162,7 @@ def test_probabilities_are_averaged():
         [torch.softmax(torch.from_numpy(whole(f)), 0).numpy() for f in fields], axis=0
     )
     found = whole(MeanProbability(fields))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(np.exp(found), expected, atol=1e-6)
     assert (class_map(MeanProbability(fields)) == found.argmax(axis=0)).all()
 
 

@@ -15,6 +15,7 @@ from segcli import __version__
 from segcli.errors import ImageDecodeError, ImageError, ImageMissing, ImageTooLarge
 from segcli.image_io import (
     decode_image,
+    decode_labels,
     decode_reduced,
     encode_gray16_png,
     encode_jpeg,
@@ -507,3 +508,85 @@ def test_pixels_that_come_in_strips_are_those_of_the_whole(monkeypatch, orientat
     monkeypatch.setattr("segcli.image_io._STRIP_PIXELS", strip_pixels)
     assert np.array_equal(decode_image(data, "a.png"), whole)
     assert whole.shape == ((97, 131, 3) if orientation < 5 else (131, 97, 3))
+
+
+IDS = np.array([[0, 1, 2, 3], [255, 7, 19, 150], [3, 3, 0, 254]], np.uint8)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP"])
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_labels_are_the_values_that_were_written(file_format, mode):
+    image = Image.fromarray(IDS)
+    if mode == "P":
+        # Neither the order of the colors nor their number is that of the ids.
+        image.putpalette(RNG.integers(0, 256, 768, np.uint8).tobytes())
+    labels = decode_labels(saved(image, file_format), "a")
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, IDS)
+
+
+def test_labels_are_the_indices_of_our_own_masks():
+    palette = np.zeros((150, 3), np.uint8)
+    labels = decode_labels(encode_palette_png(IDS, palette), "a")
+    np.testing.assert_array_equal(labels, IDS)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_labels_of_16_bits_keep_all_of_them(file_format):
+    ids = np.array([[0, 300], [65535, 256]], np.uint16)
+    labels = decode_labels(saved(ids, file_format), "a")
+    assert labels.dtype == np.uint16
+    np.testing.assert_array_equal(labels, ids)
+
+
+@pytest.mark.parametrize(("bits", "row"), [(1, 0b10110000), (2, 0b11100100), (4, 0xF7)])
+@pytest.mark.parametrize("color_type", [0, 3])
+def test_labels_of_few_bits_are_not_stretched(bits, row, color_type):
+    width = {1: 4, 2: 4, 4: 2}[bits]
+    expected = [row >> (8 - bits * (i + 1)) & ((1 << bits) - 1) for i in range(width)]
+    chunks = [(b"PLTE", bytes(range(3 * (1 << bits))))] if color_type == 3 else []
+    data = png((width, 1, bits, color_type), [bytes([row])], *chunks)
+    np.testing.assert_array_equal(decode_labels(data, "a"), [expected])
+
+
+def test_labels_with_a_transparent_class_keep_it():
+    image = Image.fromarray(IDS)
+    image.putpalette(bytes(range(256)) * 3)
+    labels = decode_labels(saved(image, "PNG", transparency=3), "a")
+    np.testing.assert_array_equal(labels, IDS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colored_labels_are_refused(mode):
+    data = saved(Image.new(mode, (4, 3), "red"), "PNG")
+    with pytest.raises(ImageDecodeError, match=f"class ids from 'a.png': found {mode}, ") as caught:
+        decode_labels(data, "a.png")
+    assert "colors, no class ids" in caught.value.hint
+
+
+@pytest.mark.parametrize(("mode", "found"), [("LA", "LA"), ("I", "I"), ("F", "F")])
+def test_labels_of_other_kinds_are_refused(mode, found):
+    data = saved(Image.new(mode, (4, 3)), "PNG" if mode == "LA" else "TIFF")
+    with pytest.raises(ImageDecodeError, match=f"found {found}, expected a palette or one grey"):
+        decode_labels(data, "a")
+
+
+def test_labels_with_white_as_zero_are_refused():
+    data = saved(Image.fromarray(IDS), "TIFF", tiffinfo={262: 0})
+    with pytest.raises(ImageDecodeError, match="with white as 0"):
+        decode_labels(data, "a")
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PPM", "WEBP"])
+def test_formats_that_change_values_hold_no_labels(file_format):
+    data = saved(Image.fromarray(IDS), file_format)
+    with pytest.raises(ImageDecodeError, match="does not keep pixel values"):
+        decode_labels(data, "a")
+
+
+def test_labels_have_the_limits_of_images():
+    data = saved(Image.fromarray(IDS), "PNG")
+    with pytest.raises(ImageTooLarge):
+        decode_labels(data, "a", max_pixels=11)
+    with pytest.raises(ImageDecodeError, match="truncated PNG"):
+        decode_labels(data[:-20], "a")

@@ -6,7 +6,7 @@ import pytest
 from segcli.errors import CheckpointError
 from segcli.labels import DATASETS, dataset_labels, dataset_palette, read_labels
 
-SIZES = {"ade20k": 150, "cityscapes": 19, "voc": 21, "camvid": 11}
+SIZES = {"ade20k": 150, "cityscapes": 19, "voc": 21, "camvid": 11, "cocostuff": 171}
 COLORS = [
     ("ade20k", 0, "wall", (120, 120, 120)),
     ("ade20k", 2, "sky", (6, 230, 230)),
@@ -20,6 +20,9 @@ COLORS = [
     ("camvid", 0, "sky", (128, 128, 128)),
     ("camvid", 4, "pavement", (60, 40, 222)),
     ("camvid", 10, "bicyclist", (0, 128, 192)),
+    ("cocostuff", 0, "person", (0, 192, 64)),
+    ("cocostuff", 80, "banner", (0, 192, 0)),
+    ("cocostuff", 170, "wood", (64, 64, 0)),
 ]
 
 

@@ -204,9 +204,9 @@ def test_legend_without_entries_is_blank():
 )
 def test_names_become_drawable(monkeypatch, name, unicode, ascii_only):
     monkeypatch.setattr(cv2, "FontFace", object(), raising=False)
-    assert render._drawable(name) == unicode
+    assert render.drawable_text(name) == unicode
     monkeypatch.delattr(cv2, "FontFace")
-    assert render._drawable(name) == ascii_only
+    assert render.drawable_text(name) == ascii_only
 
 
 @pytest.mark.skipif(not hasattr(cv2, "FontFace"), reason="OpenCV 4 draws ASCII alone")
