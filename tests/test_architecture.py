@@ -14,7 +14,7 @@ EXPORT = PACKAGE.parent / "export"
 
 # From the bottom; a room may use rooms of its own group and of those before it.
 GROUPS = (
-    {"errors", "results", "machine"},
+    {"errors", "results", "machine", "cuda_libraries"},
     {
         "store",
         "hub",
@@ -25,6 +25,7 @@ GROUPS = (
         "labels",
         "resize",
         "atomic",
+        "ownership",
     },
     {
         "image_io",

@@ -140,26 +140,31 @@ def verify(
     """
     from segcli.cli import console, run
     from segcli.onnx_file import read_card
-    from segcli.store import cache_entry, locate, sha256_of
+    from segcli.store import cache_entry, distrust, locate, sha256_of
+
+    def state(spec: "ModelSpec") -> str:
+        path, entry = locate(spec), cache_entry(spec)
+        if path is None:
+            return "absent"
+        anew = f"'segcli models rm {spec.name} && segcli models pull {spec.name}' makes it anew"
+        try:
+            if entry is not None and (doubt := distrust(path)):
+                return f"not trusted: {doubt.reason}; mend it with '{doubt.mend}'"
+            if entry is not None and sha256_of(path) != entry.sha256:
+                return f"damaged: {str(path)!r} is not the file that was exported; {anew}"
+            read_card(path)
+        except ModelError as error:
+            return f"damaged: {error}" + (f"; {anew}" if entry is not None else "")
+        return "ok"
 
     known = run.open_registry(registry)
     specs = [known.get(n) for n in names] if names else [s for s in known if locate(s)]
     failed = False
     with console.results() as out:
         for spec in specs:
-            path, entry = locate(spec), cache_entry(spec)
-            if path is None:
-                state = "absent"
-            elif entry is not None and sha256_of(path) != entry.sha256:
-                state = f"damaged: 'segcli models rm {spec.name}' removes it"
-            else:
-                try:
-                    read_card(path)
-                    state = "ok"
-                except ModelError as error:
-                    state = f"damaged: {error}"
-            failed |= state != "ok"
-            out.line(f"{spec.name}\t{state}")
+            found = state(spec)
+            failed |= found != "ok"
+            out.line(f"{spec.name}\t{console.visible(found)}")
     if failed:
         raise typer.Exit(ExitCode.MODEL)
 
