@@ -57,20 +57,21 @@ def fetch_checkpoint(
     silence: Exception | None = None
 
     def download(name: str, revision: str) -> Path:
-        path = hf_hub_download(
-            source, name, revision=revision, local_files_only=offline or silence is not None
-        )
-        _compare_digest(Path(path), source, online=not offline and silence is None)
-        return Path(path)
+        path = Path(hf_hub_download(source, name, revision=revision, local_files_only=not online))
+        _compare_digest(path, source, online=online)
+        return path
 
     try:
         silence = None if offline else _silence(source, revision)
+        online = not offline and silence is None
         for name in WEIGHT_FILES:
             try:
                 weights = download(name, revision)
                 break
-            except EntryNotFoundError:
-                if name == WEIGHT_FILES[-1]:
+            except EntryNotFoundError as error:
+                # LocalEntryNotFoundError says that the hub was not asked, or would not tell.
+                untold = isinstance(error, LocalEntryNotFoundError) and online
+                if untold or name == WEIGHT_FILES[-1]:
                     raise
         commit = weights.parent.name
         for name in OTHER_FILES:
@@ -79,7 +80,8 @@ def fetch_checkpoint(
                 download(name, commit)
             except LocalEntryNotFoundError:
                 # Without its processor's settings a model would be exported with others.
-                if name != _README and not _known_absent(source, name, commit):
+                needed = name != _README and not _known_absent(source, name, commit)
+                if online or needed:
                     raise
             except EntryNotFoundError:
                 continue
@@ -87,8 +89,9 @@ def fetch_checkpoint(
         raise
     # huggingface_hub raises its own, httpx's, OSError and ValueError.
     except Exception as error:
-        missing = isinstance(error, LocalEntryNotFoundError)
-        cause = silence if missing and silence else error
+        cause: BaseException = error
+        if isinstance(error, LocalEntryNotFoundError) and not offline:
+            cause = silence or error.__cause__ or error
         reason, hint = _explain(cause, source, offline=offline)
         raise DownloadError(
             f"cannot fetch {source}@{revision} from the hub: {reason}", hint=hint
@@ -171,7 +174,7 @@ def _compare_digest(path: Path, source: str, *, online: bool) -> None:
     )
 
 
-def _explain(error: Exception, source: str, *, offline: bool) -> tuple[str, str]:
+def _explain(error: BaseException, source: str, *, offline: bool) -> tuple[str, str]:
     """Returns the reason and the hint for what huggingface_hub or its client raised."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
