@@ -96,12 +96,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: It is not JSON, not an object, or too long to be a configuration.
     """
+    # A device or a pipe has no end.
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON_BYTES):
+        raise CheckpointError(
+            f"{str(path)!r} is not readable JSON: expected a file of at most {_MAX_JSON_BYTES} bytes"
+        )
     try:
-        if (size := path.stat().st_size) > _MAX_JSON_BYTES or not path.is_file():
-            raise CheckpointError(
-                f"{str(path)!r} has {size} bytes, expected a configuration of at most "
-                f"{_MAX_JSON_BYTES}"
-            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

@@ -87,8 +87,8 @@ def _on_this_machine(stem: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in folders:
         for path in sorted(folder.glob(f"{stem}.*")):
-            if match := re.match(rf"{re.escape(stem)}\.\d+", path.name):
-                found.setdefault(match[0], str(folder))
+            if re.fullmatch(rf"{re.escape(stem)}\.\d+", path.name):
+                found.setdefault(path.name, str(folder.absolute()))
     # What ldconfig knows.
     if not found and (name := find_library(stem.removeprefix("lib").removesuffix(".so"))):
         found[name] = ""
