@@ -99,7 +99,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     # A device or a pipe has no end.
     if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON_BYTES):
         raise CheckpointError(
-            f"{str(path)!r} is not readable JSON: expected a file of at most {_MAX_JSON_BYTES} bytes"
+            f"{str(path)!r} is not readable JSON: expected a file of at most "
+            f"{_MAX_JSON_BYTES} bytes"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

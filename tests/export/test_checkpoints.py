@@ -417,7 +417,7 @@ def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path, state, name):
     bomb = (f"{path.stem}/data/999", bytes(300 << 20), zipfile.ZIP_DEFLATED)
     zipped(path, state, [bomb])
     assert path.stat().st_size < 2 << 20
-    with pytest.raises(CheckpointError, match="claims 3[0-9]* bytes of tensors, but the file has"):
+    with pytest.raises(CheckpointError, match=r"claims 3\d{8} bytes of tensors, but the file has"):
         read_weights(path)
 
 
@@ -475,6 +475,7 @@ def header(text, data=b"", length=None):
     return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
 
 
+WRAPS = '{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[8,8]}'
 TWO = '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":%s}'
 
 
@@ -487,9 +488,7 @@ TWO = '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":%s}'
         header(TWO % '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}', bytes(8)),
         header(TWO % '{"dtype":"F32","shape":[2],"data_offsets":[8,4]}', bytes(16)),
         header(TWO % '{"dtype":"F32","shape":[1000000000000],"data_offsets":[8,16]}', bytes(16)),
-        header(
-            TWO % '{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[8,8]}', bytes(8)
-        ),
+        header(TWO % WRAPS, bytes(8)),
         header("[" * 100_000),
     ],
     ids=["absurd", "long", "overlap", "same", "backwards", "claims", "wraps", "nested"],
