@@ -9,6 +9,7 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -259,6 +260,7 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _read_torch(path: Path) -> StateDict:
+    _refuse_zip_bomb(path)
     try:
         # mmap=False: a file that is cut off is then an error here and not a bus error later.
         with warnings.catch_warnings():
@@ -277,6 +279,28 @@ def _read_torch(path: Path) -> StateDict:
     return _as_float(raw, path)
 
 
+def _refuse_zip_bomb(path: Path) -> None:
+    """Raises CheckpointError where the members of a zip claim more bytes than the file has.
+
+    PyTorch stores members as they are, but its reader would inflate others, into memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # of the older format, or damaged: torch.load says which
+    _refuse_claim(claimed, path, factor=1)
+
+
+def _refuse_claim(claimed: int, path: Path, *, factor: int) -> None:
+    size = path.stat().st_size
+    if claimed > size * factor:
+        raise CheckpointError(
+            f"{str(path)!r} claims {claimed} bytes of tensors, but the file has {size}",
+            hint="save the state dict anew with torch.save or safetensors",
+        )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
@@ -284,6 +308,9 @@ def _first_line(error: Exception) -> str:
 def _as_float(raw: object, path: Path) -> StateDict:
     if not isinstance(raw, dict) or not raw:
         raise CheckpointError(f"{str(path)!r} holds no state dict but {type(raw).__name__}")
+    # A tensor may repeat its storage without end, or share it; a few times is honest.
+    tensors = [t for t in raw.values() if isinstance(t, Tensor)]
+    _refuse_claim(sum(t.numel() * t.element_size() for t in tensors), path, factor=4)
     state = {}
     for name, tensor in raw.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
@@ -292,6 +319,7 @@ def _as_float(raw: object, path: Path) -> StateDict:
             )
         counter = name.endswith("num_batches_tracked")
         plain = tensor.is_floating_point() and not tensor.is_quantized and not tensor.is_sparse
+        plain = plain and tensor.device.type == "cpu"
         if not plain and not counter:
             raise CheckpointError(
                 f"tensor {name} of {str(path)!r} is {tensor.dtype}, expected plain floats"

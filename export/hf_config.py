@@ -86,12 +86,22 @@ class ModelConfig:
     notes: tuple[str, ...]
 
 
+# ImageNet-21k's names take one MB.
+_MAX_JSON_BYTES = 1 << 24
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the object in a JSON file, or None where there is no file.
 
     Raises:
-        CheckpointError: It is not JSON, or not an object.
+        CheckpointError: It is not JSON, not an object, or too long to be a configuration.
     """
+    # A device or a pipe has no end.
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON_BYTES):
+        raise CheckpointError(
+            f"{str(path)!r} is not readable JSON: expected a file of at most "
+            f"{_MAX_JSON_BYTES} bytes"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

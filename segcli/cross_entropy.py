@@ -6,18 +6,20 @@ import numpy as np
 import numpy.typing as npt
 
 from segcli.evaluate import require_class_ids
-from segcli.fields import Field, strips
+from segcli.fields import Field, empty_class_map, strips
+from segcli.results import ClassMap
 
 _Floats: TypeAlias = npt.NDArray[np.float32]
 
 
-def cross_entropy_sum(
+def class_map_and_loss(
     field: Field, truth: npt.NDArray[Any], *, ignore_index: int | None = 255
-) -> float:
-    """Returns the sum over pixels of -log softmax of the true class, in nats.
+) -> tuple[ClassMap, float]:
+    """Returns the class map, and the sum over pixels of -log softmax of the true class, in nats.
 
     Over the number of pixels that count it is ``torch.nn.functional.cross_entropy`` of
-    ``interpolate(mode="bilinear")``.
+    ``interpolate(mode="bilinear")``. Both from one pass: a field of windows runs the network when
+    it is read.
 
     Args:
         field: Logits of the truth's height and width.
@@ -30,11 +32,13 @@ def cross_entropy_sum(
     """
     counted = np.ones(truth.shape, np.bool_) if ignore_index is None else truth != ignore_index
     require_class_ids(truth[counted], field.num_classes)
-    total = 0.0
+    class_map = empty_class_map(field)
+    loss = 0.0
     for rows, values in strips(field):
+        class_map[rows] = values.argmax(axis=0)
         here = counted[rows]
-        total += _loss_sum(values[:, here], truth[rows][here])
-    return total
+        loss += _loss_sum(values[:, here], truth[rows][here])
+    return class_map, loss
 
 
 def _loss_sum(logits: _Floats, truth: npt.NDArray[Any]) -> float:

@@ -1,17 +1,20 @@
 """What ``segcli doctor`` looks at: each check says what it found, and how to mend what is wrong."""
 
-import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+from urllib.request import getproxies_environment
 
 from segcli import __version__
 from segcli.errors import ExitCode, SegcliError
+
+if TYPE_CHECKING:
+    from segcli.cuda_libraries import Missing
 
 ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu")
 OPENCV_WHEELS = (
@@ -30,8 +33,10 @@ PACKAGES = (
     "onnx",
 )
 
-# The soname of cuDNN 9, which every ONNX Runtime since 1.19 is built against.
-CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
+# Of the limits on threads that other libraries read; segcli passes its own count to ONNX Runtime.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_CUDA_EXTRA = "pip install 'segcli[cuda]'"
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ def examine(device: str = "auto") -> Iterator[Finding]:
     yield from _cuda(providers)
     yield _threads(usable_cores())
     yield _cache()
+    yield _export()
+    yield from _network()
     yield from _environment()
     yield _self_check(device)
 
@@ -149,76 +156,125 @@ def _cuda(providers: list[str]) -> Iterator[Finding]:
     if not cuda_driver_present():
         yield Finding("cuda", "note", "no NVIDIA driver on this machine; it runs on the CPU")
         return
-    from segcli.session import preload_cuda
+    from segcli import cuda_libraries
+    from segcli.session import TENSORRT, preload_cuda
 
     preload_cuda()
-    try:
-        ctypes.CDLL(CUDNN)
-    except OSError as error:
+    if missing := cuda_libraries.missing_for("cuda"):
+        reason = f"a driver is here, but the CUDA provider does not load: {missing.reason}"
+        yield Finding("cuda", "fail", reason, _mend(missing.folder))
+    else:
+        yield _cuda_run(cuda_libraries.missing_cudnn())
+    if TENSORRT in providers and (missing := cuda_libraries.missing_for("tensorrt")):
         yield Finding(
-            "cuda",
-            "fail",
-            f"a driver is here, but {CUDNN} does not load: {error}",
-            "pip install 'segcli[cuda]'",
+            "tensorrt",
+            "note",
+            f"ONNX Runtime lists it, but it does not load: {missing.reason}",
+            "for --device tensorrt install NVIDIA TensorRT; --device cuda needs none",
         )
-        return
-    try:
-        from segcli.selfcheck import run
 
+
+def _cuda_run(cudnn: "Missing | None") -> Finding:
+    from segcli.selfcheck import run
+
+    # ONNX Runtime 1.31 can do without cuDNN, earlier ones cannot.
+    without = f", without cuDNN: it {cudnn.reason}" if cudnn else ""
+    mend = _mend(cudnn.folder) if cudnn else ""
+    try:
         provider, difference = run("cuda")
     except SegcliError as error:
-        yield Finding("cuda", "fail", str(error), "pip install 'segcli[cuda]'")
-        return
-    yield Finding("cuda", "ok", f"{provider} is active, logits differ by {difference:.1g}")
+        return Finding("cuda", "fail", f"{error}{without}", mend or _CUDA_EXTRA)
+    text = f"{provider} is active, logits differ by {difference:.1g}{without}"
+    return Finding("cuda", "note" if cudnn else "ok", text, mend)
 
 
-def _threads(cores: int) -> Finding:
+def _mend(folder: str | None) -> str:
+    return f"export LD_LIBRARY_PATH={folder}:$LD_LIBRARY_PATH" if folder else _CUDA_EXTRA
+
+
+def _threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> Finding:
+    from segcli.session import cgroup_quota
+
     total = os.cpu_count() or cores
-    text = f"{cores} of {total} cores may be used"
-    limits = [
-        f"{n}={os.environ[n]}"
-        for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        if n in os.environ
-    ]
+    text, mends = f"{cores} of {total} cores may be used", []
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    if affinity < total:
+        text += f"; the affinity mask allows {affinity}"
+        mends.append("taskset or the job's CPU set widens the mask")
+    if (quota := cgroup_quota(cgroup)) is not None:
+        text += f"; the cgroup allows the time of {quota:g}"
+        mends.append("the container's CPU limit (docker run --cpus) raises the quota")
+    limits = [f"{n}={os.environ[n]}" for n in THREAD_VARIABLES if n in os.environ]
     if limits:
-        text += f" ({', '.join(limits)} is set; segcli passes its own count to ONNX Runtime)"
-    return Finding("threads", "ok" if cores == total else "note", text)
+        text += f"; {', '.join(limits)} is set, which slows 'segcli export' and nothing else"
+        mends.append(f"unset {' '.join(n.partition('=')[0] for n in limits)}")
+    return Finding("threads", "note" if mends else "ok", text, "; ".join(mends))
 
 
 def _cache() -> Finding:
-    from segcli.store import cache_dir
+    from segcli.store import cache_dir, distrust
 
     folder = cache_dir()
+    models = sorted(p.stem for p in Path(folder, "models").glob("*.onnx"))
+    shown = ", ".join(models) or "no models yet"
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return Finding(
-            "cache",
-            "fail",
-            f"{str(folder)!r} cannot be written",
-            "set SEGCLI_CACHE_DIR to a folder that can",
-            ExitCode.MODEL,
+    effective = os.access in os.supports_effective_ids
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+        text = f"{str(folder)!r} cannot be written"
+        mend = "set SEGCLI_CACHE_DIR to a folder that can"
+        # A cache that an administrator keeps.
+        if models:
+            return Finding("cache", "note", f"{text}: its models can be used, others not: {shown}")
+        return Finding("cache", "fail", text, mend, ExitCode.MODEL)
+    for path in (folder / "models", *(folder / "models" / f"{name}.onnx" for name in models)):
+        if path.exists() and (doubt := distrust(path)):
+            text = f"{folder}: its models are refused, {doubt.reason}"
+            return Finding("cache", "fail", text, doubt.mend, ExitCode.MODEL)
+    return Finding("cache", "ok", f"{folder}: {shown}")
+
+
+def _export() -> Finding:
+    from segcli.store import EXPORT_PACKAGES
+
+    missing = [name for name in EXPORT_PACKAGES if not find_spec(name)]
+    if not missing:
+        return Finding("export", "ok", "the export extra is installed")
+    return Finding(
+        "export",
+        "note",
+        f"{', '.join(missing)} cannot be imported: models run, but none can be fetched or exported",
+        "pip install 'segcli[export]'",
+    )
+
+
+def _network() -> Iterator[Finding]:
+    # The values may hold a password and are shown nowhere.
+    proxies = getproxies_environment()
+    used = [f"{kind.upper()}_PROXY" for kind in ("https", "http", "all") if kind in proxies]
+    if used:
+        text = f"{', '.join(used)} in force (values are never shown)"
+        if "no" in proxies:
+            text += ", but not for the hosts in NO_PROXY"
+        yield Finding("proxy", "note", text)
+    socks = [name for name in used if proxies[name[:-6].lower()].lower().startswith("socks")]
+    if socks and not find_spec("socksio"):
+        yield Finding(
+            "socks proxy",
+            "note",
+            f"{', '.join(socks)} is a SOCKS proxy, for which socksio is missing: no download works",
+            "pip install socksio",
         )
-    models = sorted(p.stem for p in Path(folder, "models").glob("*.onnx"))
-    return Finding("cache", "ok", f"{folder}: {', '.join(models) or 'no models yet'}")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SEGCLI_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            text = f"{name} forbids downloads: only models on this machine can be used"
+            yield Finding("offline", "note", text, f"unset {name}")
 
 
 def _environment() -> Iterator[Finding]:
-    names = (
-        "SEGCLI_MODEL",
-        "SEGCLI_DEVICE",
-        "SEGCLI_OFFLINE",
-        "SEGCLI_REGISTRY",
-        "HF_ENDPOINT",
-        "HF_HUB_OFFLINE",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-    )
-    present = [n for n in names if os.environ.get(n) or os.environ.get(n.lower())]
-    if present:
+    names = ("SEGCLI_MODEL", "SEGCLI_DEVICE", "SEGCLI_REGISTRY", "HF_ENDPOINT")
+    if present := [n for n in names if os.environ.get(n)]:
         yield Finding("environment", "note", f"{', '.join(present)} in force")
 
 

@@ -211,10 +211,17 @@ def class_map(field: Field) -> ClassMap:
     """
     if isinstance(field, Upsampled):
         return argmax_class_map(field.logits, field.size_hw, align_corners=field.align_corners)
-    found = np.empty(field.size_hw, np.uint8 if field.num_classes <= 256 else np.uint16)
+    found = empty_class_map(field)
     for rows, values in strips(field):
         found[rows] = values.argmax(axis=0)
     return found
+
+
+def empty_class_map(field: Field) -> ClassMap:
+    """Returns (H, W) uint8, uint16 above 256 classes, to be filled."""
+    if field.num_classes <= 256:
+        return np.empty(field.size_hw, np.uint8)
+    return np.empty(field.size_hw, np.uint16)
 
 
 def windows(length: int, tile: int, stride: int) -> Iterator[slice]:

@@ -292,11 +292,11 @@ def preload_cuda() -> None:
 def usable_cores() -> int:
     """Returns the number of cores this process may really use: affinity and cgroup quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    quota = cgroup_quota(Path("/sys/fs/cgroup"))
     return max(1, min(cores or 1, math.ceil(quota) if quota else cores or 1))
 
 
-def _cgroup_quota(root: Path) -> float | None:
+def cgroup_quota(root: Path) -> float | None:
     """Returns the CPU quota in cores: cgroup v2 ``cpu.max``, else v1's pair of files."""
     try:
         limit, period = (root / "cpu.max").read_text().split()

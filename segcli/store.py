@@ -5,6 +5,13 @@ through ``hub`` and exported once, under a lock.
 
 The cache holds ``models/NAME.onnx`` and, beside it, ``NAME.json`` with what it was made from and
 its sha256. Its place is ``$SEGCLI_CACHE_DIR``, else the user's cache folder.
+
+The cache is private: folders made here have mode 0700. A model in it is taken only where the file
+and the cache's folders belong to this user or to root and nobody else can write there
+(``ownership.doubt``); else it is an error, never a silent new export. A cache that an
+administrator keeps for many users works: readable by all, writable by its owner, either root's, or
+anybody's whom the user trusts by naming the folder in ``SEGCLI_CACHE_DIR``. It may be read-only.
+A path given with ``-m`` is the user's own word and not judged.
 """
 
 import hashlib
@@ -17,15 +24,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segcli.atomic import write_atomic
+from segcli.atomic import sweep_parts, write_atomic
 from segcli.errors import ModelNotFound, OutputWriteError, RegistryError
 from segcli.hub import fetch_checkpoint, license_in, parse_hub_id
+from segcli.ownership import Doubt, doubt, make_private
 from segcli.registry import ModelSpec, Registry
 
 if TYPE_CHECKING:
     from segcli.export.convert import ExportRequest
 
 Tell = Callable[[str], None]
+
+# Of the ``export`` extra.
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -138,21 +149,59 @@ def obtain(model: str, registry: Registry, *, offline: bool, tell: Tell) -> Path
     if path := on_hand(model, registry):
         return path
     spec = registry.get(model)
-    return locate(spec) or _make(spec, offline, tell)
+    path = locate(spec)
+    if path is None:
+        return _make(spec, offline, tell)
+    if not spec.embedded:
+        _require_trust(path)
+    return path
+
+
+def distrust(path: Path) -> Doubt | None:
+    """Returns why the cache, or a model in it, may be a stranger's work; None where it cannot.
+
+    Args:
+        path: The cache's folder, or a file in it; it exists.
+    """
+    return doubt(path, cache_dir(), named=bool(os.environ.get("SEGCLI_CACHE_DIR")))
+
+
+def _require_trust(path: Path) -> None:
+    if found := distrust(path):
+        raise ModelNotFound(
+            f"the model cache may hold a stranger's work: {found.reason}",
+            hint=f"'{found.mend}' mends that, SEGCLI_CACHE_DIR names another cache, and a file "
+            "that you trust can be named with -m FILE",
+        )
 
 
 def remove(spec: ModelSpec) -> bool:
     """Removes a cached model; returns whether there was one.
 
     Raises:
-        ModelNotFound: The model is part of the package.
+        ModelNotFound: The model is part of the package, is just being made, or cannot be removed.
     """
+    from filelock import FileLock, Timeout
+
     if spec.embedded:
         raise ModelNotFound(f"{spec.name!r} is part of the package and cannot be removed")
     path = cached_path(spec.name)
-    existed = path.exists()
-    path.unlink(missing_ok=True)
-    path.with_suffix(".json").unlink(missing_ok=True)
+    description, lock = path.with_suffix(".json"), path.with_suffix(".lock")
+    if not any(p.exists() for p in (path, description, lock)):
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            existed = path.exists()
+            # The description first: without it the model counts as absent.
+            description.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    except Timeout as error:
+        raise ModelNotFound(
+            f"cannot remove {spec.name!r}: another process is making it",
+            hint="run again when that is done",
+        ) from error
+    except OSError as error:
+        raise ModelNotFound(f"cannot remove {str(path)!r}: {error.strerror}") from error
     return existed
 
 
@@ -171,13 +220,13 @@ def sha256_of(path: Path) -> str:
 
 def can_export() -> bool:
     """Says whether the ``export`` extra is installed."""
-    return all(find_spec(name) for name in ("torch", "onnx", "onnxscript", "safetensors"))
+    return all(find_spec(name) for name in EXPORT_PACKAGES)
 
 
 def require_export(what: str) -> None:
     """Raises ModelNotFound, with the two ways out, where the ``export`` extra is missing."""
     if not can_export():
-        missing = [n for n in ("torch", "onnx", "onnxscript", "safetensors") if not find_spec(n)]
+        missing = [n for n in EXPORT_PACKAGES if not find_spec(n)]
         raise ModelNotFound(
             f"{what} needs the export extra, and {', '.join(missing)} cannot be imported here",
             hint="either pip install 'segcli[export]', or run 'segcli export NAME -o NAME.onnx' on "
@@ -196,11 +245,12 @@ def _make(spec: ModelSpec, offline: bool, tell: Tell) -> Path:
 
     target = cached_path(spec.name)
     try:
-        # Private to the user: a model decides what is computed.
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(target.parent)
+        _require_trust(target.parent)
         with FileLock(target.with_suffix(".lock")):
             # Another process may have made it while this one waited.
             if cache_entry(spec) is None:
+                sweep_parts(str(target.parent))
                 _export_into_cache(spec, target, offline=offline, tell=tell)
     except (OSError, OutputWriteError) as error:
         reason = getattr(error, "strerror", None) or error

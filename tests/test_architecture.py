@@ -14,7 +14,7 @@ EXPORT = PACKAGE.parent / "export"
 
 # From the bottom; a room may use rooms of its own group and of those before it.
 GROUPS = (
-    {"errors", "results", "machine", "in_order"},
+    {"errors", "results", "machine", "in_order", "cuda_libraries"},
     {
         "store",
         "hub",
@@ -25,6 +25,7 @@ GROUPS = (
         "labels",
         "resize",
         "atomic",
+        "ownership",
     },
     {
         "image_io",
@@ -41,6 +42,7 @@ GROUPS = (
     {
         "pipeline",
         "evaluate",
+        "evaluation",
         "cross_entropy",
         "eval_state",
         "confusion_picture",

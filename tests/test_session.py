@@ -223,8 +223,8 @@ def test_threads():
 @pytest.fixture
 def cgroup(tmp_path, monkeypatch):
     """Stands in for /sys/fs/cgroup."""
-    quota = room._cgroup_quota
-    monkeypatch.setattr(room, "_cgroup_quota", lambda _: quota(tmp_path))
+    quota = room.cgroup_quota
+    monkeypatch.setattr(room, "cgroup_quota", lambda _: quota(tmp_path))
     return tmp_path
 
 

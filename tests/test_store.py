@@ -3,9 +3,8 @@ import json
 import os
 import shutil
 import subprocess
-import threading
+import sys
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -156,233 +155,155 @@ def test_cache_that_cannot_be_written(own_registry, tmp_path, monkeypatch):
 
 
 @pytest.mark.export
-def test_two_processes_export_once(command, own_registry, tiny_checkpoint, tmp_path, picture):
+def test_many_processes_export_once(command, own_registry, tiny_checkpoint, tmp_path, picture):
     registry = own_registry("mine", checkpoint=str(tiny_checkpoint))
     log = tmp_path / "exports"
-    site = tmp_path / "site"
-    site.mkdir()
     # Counts what is really written into the cache.
-    (site / "sitecustomize.py").write_text(
-        "import segcli.store as store\n"
+    site = patched(
+        tmp_path,
         "real = store._export_into_cache\n"
         "def counted(*args, **more):\n"
         f"    open({str(log)!r}, 'a').write('1')\n"
         "    return real(*args, **more)\n"
-        "store._export_into_cache = counted\n"
+        "store._export_into_cache = counted\n",
     )
     args = ["segment", "-m", "mine", "--registry", registry, picture(size_wh=(64, 64))]
     runs = [
         subprocess.Popen(
             [*command, *map(str, args), "-o", f"{i}.png"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(site)},
+            env={**os.environ, "PYTHONPATH": site},
             stderr=subprocess.PIPE,
         )
-        for i in range(2)
+        for i in range(8)
     ]
     for process in runs:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
     assert log.read_text() == "1"
     path = cached_path("mine")
-    assert sorted(p.name for p in path.parent.iterdir() if p.suffix != ".lock") == [
-        "mine.json",
-        "mine.onnx",
-    ]
+    assert files_in(path.parent) == ["mine.json", "mine.onnx"]
     assert json.loads(path.with_suffix(".json").read_text())["sha256"] == sha256_of(path)
-    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    assert len({(tmp_path / f"{i}.png").read_bytes() for i in range(8)}) == 1
 
 
-# The hub
+def patched(tmp_path, code):
+    """Returns a PYTHONPATH with which a process begins by changing segcli.store."""
+    site = tmp_path / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(f"import os\nimport segcli.store as store\n{code}")
+    return str(site)
 
 
-COMMIT = "c0ffee" + "0" * 34
+def files_in(folder):
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
-class Hub(ThreadingHTTPServer):
-    """Speaks the hub's protocol for whole files, from a folder ORG/REPO/FILE."""
-
-    daemon_threads = True
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.asked = []
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
+KILL = "os.kill(os.getpid(), 9)"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def _answer(self, body):
-        self.server.asked.append(f"{self.command} {self.path}")
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        repo = self.server.folder.joinpath(*parts[:2])
-        if len(parts) != 5 or parts[2] != "resolve" or not repo.is_dir():
-            return self._refuse("RepoNotFound", body)
-        if parts[3] not in ("main", COMMIT):
-            return self._refuse("RevisionNotFound", body)
-        path = repo / parts[4]
-        if not path.is_file():
-            return self._refuse("EntryNotFound", body)
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-        return None
-
-    def _refuse(self, code, body):
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", code)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+# Where the process dies: within the bytes of the model, and before its description.
+KILLS = {
+    "within": (
+        "import segcli.atomic as atomic\n"
+        f"atomic._write_all = lambda file, data: (os.write(file.fileno(), data[:9]), {KILL})\n"
+    ),
+    "between": (
+        "real = store.write_atomic\n"
+        f"store.write_atomic = lambda p, d: {KILL} if p.endswith('.json') else real(p, d)\n"
+    ),
+}
 
 
-@pytest.fixture
-def hub(tmp_path, tiny_checkpoint):
-    """A hub with the repository org/tiny."""
-    shutil.copytree(tiny_checkpoint, tmp_path / "hub" / "org" / "tiny")
-    server = Hub(tmp_path / "hub")
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+@pytest.mark.export
+@pytest.mark.parametrize("place", KILLS)
+def test_a_killed_export_leaves_no_model(
+    segcli_process, own_registry, tiny_checkpoint, tmp_path, place
+):
+    registry = own_registry("mine", checkpoint=str(tiny_checkpoint))
+    pull = ("models", "pull", "mine", "--registry", str(registry))
+    killed = segcli_process(*pull, PYTHONPATH=patched(tmp_path, KILLS[place]))
+    assert killed.returncode == -9
+    folder = cached_path("mine").parent
+    [left] = files_in(folder)
+    assert left.endswith(".onnx" if place == "between" else ".segcli-part")
+    spec = load_registry(registry).get("mine")
+    assert locate(spec) is None
+    done = segcli_process(*pull)
+    assert done.returncode == 0, done.stderr
+    assert locate(spec)
+    # Nothing of the first attempt is left.
+    assert files_in(folder) == ["mine.json", "mine.onnx"]
 
 
-@pytest.fixture
-def at_hub(segcli_process, hub, tmp_path):
-    """Runs a command line that finds the hub there, and a hub cache of its own."""
-
-    def call(*args, **env):
-        env = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HOME": str(tmp_path / "hf"),
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            **env,
-        }
-        done = segcli_process(*args, **env)
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-    return call
-
-
-@pytest.fixture
-def export(at_hub):
-    # A fixed size is verified at one size only: faster.
-    return lambda source, *args, **env: at_hub(
-        *("export", "--checkpoint", source, "-o", "x.onnx", "--image-size", "64x64"), *args, **env
+@pytest.mark.export
+def test_folders_of_the_cache_are_private(
+    segcli_process, own_registry, tiny_checkpoint, tmp_path, monkeypatch
+):
+    registry = own_registry("mine", checkpoint=str(tiny_checkpoint))
+    cache = tmp_path / "new" / "cache"
+    done = segcli_process(
+        *("models", "pull", "mine", "--registry", str(registry)), SEGCLI_CACHE_DIR=str(cache)
     )
+    assert done.returncode == 0, done.stderr
+    for folder in (cache.parent, cache, cache / "models"):
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.export
-class TestHub:
-    def test_fetch_then_offline(self, export, hub, tmp_path):
-        code, out, err = export("org/tiny@main", "--json")
-        assert code == 0, err
-        assert err.splitlines()[0] == "segcli: fetching org/tiny@main"
-        card = json.loads(out)["card"]
-        assert (card["name"], card["source"], card["revision"]) == ("tiny", "org/tiny", COMMIT)
-        assert card["license"] == "cc-by-4.0"
-        assert not any("pytorch_model.bin" in line for line in hub.asked)
-        hub.asked.clear()
-        for args, env in (([], {"HF_HUB_OFFLINE": "1"}), (["--offline"], {})):
-            (tmp_path / "x.onnx").unlink()
-            code, out, err = export("org/tiny", *args, **env)
-            assert code == 0, err
-            assert (tmp_path / "x.onnx").is_file()
-        assert hub.asked == []
-
-    def test_falls_back_to_pickled_weights(self, export, hub):
-        import torch
-        from safetensors.torch import load_file
-
-        repo = hub.folder / "org" / "tiny"
-        state = load_file(repo / "model.safetensors")
-        torch.save(state, repo / "pytorch_model.bin")
-        (repo / "model.safetensors").unlink()
-        (repo / "README.md").unlink()
-        code, out, err = export("org/tiny", "--json")
-        assert code == 0, err
-        assert json.loads(out)["card"]["license"] == "unknown"
-
-    def test_name_of_the_registry(self, at_hub, hub, tmp_path, picture):
-        (tmp_path / "own.yaml").write_text(
-            "schema: 1\nmodels:\n  mine:\n    family: segformer\n    variant: b0\n"
-            "    task: segmentation\n    source: org/tiny\n    download_mb: 0.1\n"
-            "    license: {name: Odd License, url: 'https://example.org', note: be kind}\n"
-        )
-        picture(size_wh=(64, 64))
-        args = ("segment", "a.png", "-o", "out.png", "-m", "mine", "--registry", "own.yaml")
-        code, out, err = at_hub(*args)
-        assert (code, out) == (0, "out.png\n"), err
-        [line] = err.splitlines()
-        assert "fetching mine from org/tiny, about 0 MB, licence Odd License (be kind)" in line
-        hub.asked.clear()
-        assert at_hub(*args)[::2] == (0, "")
-        assert hub.asked == []
+def test_nothing_is_made_in_a_cache_that_strangers_can_write(own_registry, tiny_checkpoint):
+    registry = load_registry(own_registry("mine", checkpoint=str(tiny_checkpoint)))
+    folder = cached_path("mine").parent
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(ModelNotFound, match="can be written by every user") as caught:
+        obtain("mine", registry, offline=True, tell=silent)
+    assert f"chmod o-w {folder}" in caught.value.hint
+    assert list(folder.iterdir()) == []
 
 
-@pytest.mark.export
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [("org/none", "org/none@main"), ("org/tiny@no-such-branch", "org/tiny@no-such-branch")],
-)
-def test_what_the_hub_does_not_have(export, tmp_path, source, says):
-    code, out, err = export(source)
-    assert (code, out) == (3, "")
-    lines = err.splitlines()
-    assert len(lines) == 3, err
-    assert lines[1].startswith(f"segcli: error: cannot fetch {says} from the hub: ")
-    assert not (tmp_path / "x.onnx").exists()
+def test_a_cached_model_that_strangers_can_write_is_refused(cached_model, tiny_model, tmp_path):
+    path = cached_model("mine", tiny_model())
+    registry = load_registry(tmp_path / "own.yaml")
+    path.chmod(0o666)
+    with pytest.raises(ModelNotFound, match="may hold a stranger's work") as caught:
+        obtain("mine", registry, offline=True, tell=silent)
+    assert "-m FILE" in caught.value.hint
+    # Named, it is the user's own word.
+    assert obtain(str(path), registry, offline=True, tell=silent) == path
+    path.chmod(0o644)
+    assert obtain("mine", registry, offline=True, tell=silent) == path
 
 
-@pytest.mark.export
-def test_repository_without_weights(export, hub):
-    (hub.folder / "org" / "tiny" / "model.safetensors").unlink()
-    code, _, err = export("org/tiny")
-    assert code == 3
-    assert "Traceback" not in err
+def test_a_shared_cache_that_is_read_only_works(cached_model, tiny_model, tmp_path):
+    path = cached_model("mine", tiny_model())
+    for place in (path, path.with_suffix(".json")):
+        place.chmod(0o444)
+    path.parent.chmod(0o555)
+    registry = load_registry(tmp_path / "own.yaml")
+    assert obtain("mine", registry, offline=True, tell=silent) == path
+    path.parent.chmod(0o755)
 
 
-@pytest.mark.export
-def test_offline_without_a_first_fetch(export, hub):
-    for args, env in ((["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"})):
-        code, _, err = export("org/tiny", *args, **env)
-        assert code == 3
-        assert "cannot fetch org/tiny@main" in err
-    assert hub.asked == []
-
-
-@pytest.mark.export
-def test_no_connection(export):
-    code, _, err = export("org/tiny", HF_ENDPOINT="http://127.0.0.1:9")
-    assert code == 3
-    assert len(err.splitlines()) == 3, err
-    assert "cannot fetch org/tiny@main" in err
+def test_no_removal_while_another_process_makes_it(cached_model, tiny_model, tmp_path):
+    path = cached_model("mine", tiny_model())
+    spec = load_registry(tmp_path / "own.yaml").get("mine")
+    code = (
+        "import sys\nfrom filelock import FileLock\n"
+        "with FileLock(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path.with_suffix(".lock"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(ModelNotFound, match="another process is making it"):
+            remove(spec)
+        assert locate(spec) == path
+        other.communicate()
+    assert remove(spec) is True
+    assert remove(spec) is False
 
 
 def test_a_changed_local_checkpoint_makes_the_export_stale(cached_model, tiny_model, tmp_path):

@@ -31,7 +31,6 @@ def default(context: typer.Context) -> None:
         list_models()
 
 
-@app.command("list")
 def list_models(
     registry: o.RegistryFile = None, as_json: AsJson = False, debug: o.Debug = False
 ) -> None:
@@ -52,7 +51,6 @@ def list_models(
                 out.line("\t".join(_row(spec)))
 
 
-@app.command()
 def show(
     model: Annotated[str, typer.Argument(metavar="NAME|FILE", show_default=False)],
     registry: o.RegistryFile = None,
@@ -86,7 +84,6 @@ def show(
             _write_fields(shown, out)
 
 
-@app.command()
 def pull(
     names: Names = None,
     offline: o.Offline = False,
@@ -108,7 +105,6 @@ def pull(
             out.line(str(obtain(spec.name, known, offline=offline, tell=talk.note)))
 
 
-@app.command("rm")
 def remove_models(
     names: Names = None, registry: o.RegistryFile = None, debug: o.Debug = False
 ) -> None:
@@ -128,40 +124,65 @@ def remove_models(
             out.line(str(cached_path(spec.name)))
 
 
-@app.command()
 def verify(
     names: Names = None,
     registry: o.RegistryFile = None,
     debug: o.Debug = False,
 ) -> None:
-    """Compare the models on this machine with their checksums and read their cards.
+    """Compare the models on this machine, or .onnx files, with their checksums; read their cards.
 
     segcli models verify
+
+    segcli models verify my.onnx
     """
     from segcli.cli import console, run
-    from segcli.onnx_file import read_card
-    from segcli.store import cache_entry, locate, sha256_of
+    from segcli.onnx_file import check_seal, read_card
+    from segcli.store import cache_entry, distrust, is_path, locate, sha256_of
+
+    def state_of_file(path: Path) -> str:
+        try:
+            read_card(path)
+            check_seal(path)
+        except ModelError as error:
+            return f"damaged: {error}"
+        return "ok"
+
+    def state(spec: "ModelSpec") -> str:
+        path, entry = locate(spec), cache_entry(spec)
+        if path is None:
+            return "absent"
+        anew = f"'segcli models rm {spec.name} && segcli models pull {spec.name}' makes it anew"
+        try:
+            if entry is not None and (doubt := distrust(path)):
+                return f"not trusted: {doubt.reason}; mend it with '{doubt.mend}'"
+            if entry is not None and sha256_of(path) != entry.sha256:
+                return f"damaged: {str(path)!r} is not the file that was exported; {anew}"
+        except ModelError as error:
+            return f"damaged: {error}; {anew}"
+        found = state_of_file(path)
+        return found if found == "ok" or entry is None else f"{found}; {anew}"
 
     known = run.open_registry(registry)
-    specs = [known.get(n) for n in names] if names else [s for s in known if locate(s)]
+    named = names or [spec.name for spec in known if locate(spec)]
+    checks = [Path(name) if is_path(name) else known.get(name) for name in named]
     failed = False
     with console.results() as out:
-        for spec in specs:
-            path, entry = locate(spec), cache_entry(spec)
-            if path is None:
-                state = "absent"
-            elif entry is not None and sha256_of(path) != entry.sha256:
-                state = f"damaged: 'segcli models rm {spec.name}' removes it"
-            else:
-                try:
-                    read_card(path)
-                    state = "ok"
-                except ModelError as error:
-                    state = f"damaged: {error}"
-            failed |= state != "ok"
-            out.line(f"{spec.name}\t{state}")
+        for name, check in zip(named, checks, strict=True):
+            found = state_of_file(check) if isinstance(check, Path) else state(check)
+            failed |= found != "ok"
+            out.line(f"{name}\t{console.visible(found)}")
     if failed:
         raise typer.Exit(ExitCode.MODEL)
+
+
+for _name, _command in (
+    ("list", list_models),
+    ("show", show),
+    ("pull", pull),
+    ("rm", remove_models),
+    ("verify", verify),
+):
+    app.command(_name, help=o.manual(_command), epilog=o.EXIT_CODES)(_command)
 
 
 def _required(names: list[str] | None) -> list[str]:

@@ -126,6 +126,17 @@ def test_verify(segcli, cached_model, tiny_model):
     path.write_bytes(data)
     ran = segcli("models", "verify", "mine", "--registry", "own.yaml")
     assert ran.code == 3
-    assert ran.out.startswith("mine\tdamaged: ")
-    assert "models rm mine" in ran.out
+    assert ran.out.startswith(f"mine\tdamaged: {str(path)!r} is not the file that was exported")
+    assert "'segcli models rm mine && segcli models pull mine' makes it anew" in ran.out
     assert segcli("models", "verify", "segformer-b2").out == "segformer-b2\tabsent\n"
+
+
+def test_verify_of_a_model_that_strangers_can_write(segcli, cached_model, tiny_model):
+    path = cached_model("mine", tiny_model())
+    path.chmod(0o666)
+    ran = segcli("models", "verify", "mine", "--registry", "own.yaml")
+    assert ran.code == 3
+    assert ran.out == (
+        f"mine\tnot trusted: {str(path)!r} can be written by every user; "
+        f"mend it with 'chmod o-w {path}'\n"
+    )

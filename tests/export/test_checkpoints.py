@@ -4,6 +4,10 @@ import contextlib
 import hashlib
 import os
 import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -377,3 +381,143 @@ def test_places_without_weights_are_named(tmp_path):
         find_weights(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"the suffix '\.h5', expected \.safetensors"):
         read_weights(tmp_path / "weights.h5")
+
+
+def zipped(path, state, members):
+    """A file as torch.save writes it, with more members, each (name, bytes, compression)."""
+    torch.save(state, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, data, method in members:
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return path
+
+
+def peak_of(path):
+    """Reads a file in a process that may take four GB of address space; its stderr."""
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from segcli.errors import CheckpointError\n"
+        "from segcli.export.checkpoints import read_weights\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "try:\n    read_weights(Path(sys.argv[1]))\n"
+        "except CheckpointError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.pth"])
+def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path, state, name):
+    """Members that inflate to a thousand times their size, one of them a tensor's."""
+    path = tmp_path / name
+    bomb = (f"{path.stem}/data/999", bytes(300 << 20), zipfile.ZIP_DEFLATED)
+    zipped(path, state, [bomb])
+    assert path.stat().st_size < 2 << 20
+    with pytest.raises(CheckpointError, match=r"claims 3\d{8} bytes of tensors, but the file has"):
+        read_weights(path)
+
+
+def test_a_zip_whose_directory_claims_hundreds_of_gigabytes(tmp_path, state):
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    data = bytearray(path.read_bytes())
+    # Both lengths of the last entry of the directory (APPNOTE.TXT 4.3.12), nearly 4 GB each.
+    at = 0
+    for _ in range(200):
+        at = data.find(b"PK\x01\x02", at + 1)
+        if at < 0:
+            break
+        data[at + 20 : at + 28] = b"\xf0\xff\xff\xff" * 2
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        assert sum(m.file_size for m in archive.infolist()) > 200e9
+    assert "bytes of tensors, but the file has" in peak_of(path)
+
+
+def test_one_value_that_is_repeated_a_million_million_times(tmp_path):
+    endless = torch.ones(1).expand(1_000_000, 1_000_000)
+    path = tmp_path / "a.bin"
+    torch.save({"encoder.x": endless}, path)
+    assert path.stat().st_size < 4096
+    with pytest.raises(CheckpointError, match="claims 4000000000000 bytes of tensors"):
+        read_weights(path)
+
+
+def test_a_storage_that_is_shared_a_few_times_is_honest(tmp_path, state):
+    name = "decode_head.classifier.weight"
+    state = {**state, "tied": state[name]}
+    assert torch.equal(read_weights(saved(tmp_path / "a.bin", state)).state["tied"], state[name])
+
+
+def test_old_format_that_claims_more_than_it_has(tmp_path):
+    path = tmp_path / "a.bin"
+    torch.save({"encoder.x": torch.ones(77)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    # The pickled number of elements, as one byte, becomes one of four.
+    assert data.count(b"K\x4d") >= 1
+    path.write_bytes(data.replace(b"K\x4d", b"J\xff\xff\xff\x7f"))
+    assert repr(str(path)) in peak_of(path)
+
+
+def test_a_tensor_without_values_is_refused(tmp_path):
+    path = tmp_path / "a.bin"
+    torch.save({"encoder.x": torch.empty(3, device="meta")}, path)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        read_weights(path)
+
+
+def header(text, data=b"", length=None):
+    raw = text.encode()
+    return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
+
+
+WRAPS = '{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[8,8]}'
+TWO = '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":%s}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("{}", length=1 << 62),
+        header("{}", length=99_999_999),
+        header(TWO % '{"dtype":"F32","shape":[2],"data_offsets":[4,12]}', bytes(12)),
+        header(TWO % '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}', bytes(8)),
+        header(TWO % '{"dtype":"F32","shape":[2],"data_offsets":[8,4]}', bytes(16)),
+        header(TWO % '{"dtype":"F32","shape":[1000000000000],"data_offsets":[8,16]}', bytes(16)),
+        header(TWO % WRAPS, bytes(8)),
+        header("[" * 100_000),
+    ],
+    ids=["absurd", "long", "overlap", "same", "backwards", "claims", "wraps", "nested"],
+)
+def test_hostile_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_in_a_folder_are_followed_to_files_only(tmp_path, state):
+    """The hub's cache is made of links, and a user may have some of his own."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    saved(elsewhere / "weights.safetensors", state)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    link = folder / "model.safetensors"
+    link.symlink_to("../elsewhere/weights.safetensors")
+    same(read_weights(find_weights(folder)).state, state)
+    for target in ("/dev/zero", "../elsewhere", "nowhere"):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(CheckpointError, match="no weights in"):
+            find_weights(folder)
+    link.unlink()
+    link.symlink_to("/etc/hostname" if Path("/etc/hostname").exists() else __file__)
+    with pytest.raises(CheckpointError, match="cannot read") as caught:
+        read_weights(find_weights(folder))
+    assert "\n" not in str(caught.value)

@@ -562,3 +562,15 @@ def test_a_config_is_read_or_missing(tmp_path):
     assert read_json(path) == {"depths": [1]}
     with pytest.raises(CheckpointError, match="not readable"):
         read_json(tmp_path)
+
+
+def test_a_config_without_end_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(CheckpointError, match="at most 16777216 bytes"):
+        read_json(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="at most 16777216 bytes"):
+        read_json(path)
