@@ -1,0 +1,415 @@
+"""``segcli eval``: how well a model does on a labelled folder."""
+
+import sys
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from segcli.cli import options as o
+from segcli.errors import ExitCode, ImageError, UsageError
+from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, file_identity, open_sources
+
+if TYPE_CHECKING:
+    from segcli.class_truth import ClassIds, LabelledImage
+    from segcli.cli.console import Results, Talk
+    from segcli.datasets import Dataset
+    from segcli.eval_state import EvalState
+    from segcli.evaluation import Judged
+    from segcli.inputs import Source
+    from segcli.model import Model
+    from segcli.pipeline import RunOptions
+    from segcli.protocol import Protocol
+
+# The state is written so often, and at the end.
+_SAVE_EVERY_S = 10.0
+
+
+class Layout(StrEnum):
+    """How a data set lays out its files."""
+
+    AUTO = "auto"
+    PAIRS = "pairs"
+    ADE20K = "ade20k"
+    CITYSCAPES = "cityscapes"
+    VOC = "voc"
+    CAMVID = "camvid"
+
+
+def evaluate(
+    inputs: o.Inputs = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|CSV",
+            show_default=False,
+            help="True class maps, or the root of a data set; for a classifier a folder per class "
+            "or a CSV 'path,label'.",
+        ),
+    ] = None,
+    model: o.Model = o.DEFAULT_MODEL,
+    layout: Annotated[Layout, typer.Option(help="How --truth is laid out.")] = Layout.AUTO,
+    split: Annotated[
+        str | None,
+        typer.Option(show_default="the data set's validation split", help="Such as test."),
+    ] = None,
+    reduce_labels: Annotated[
+        bool | None,
+        typer.Option(
+            "--reduce-labels/--no-reduce-labels",
+            show_default="as the layout says",
+            help="The truth counts classes from 1, and 0 is void.",
+        ),
+    ] = None,
+    ignore_index: Annotated[
+        int, typer.Option(min=0, max=65535, help="True value of pixels that do not count.")
+    ] = 255,
+    truth_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default="1000 for ImageNet's 1001, else the model's",
+            help="Classes of a classifier's truth; one less than the model's skips background.",
+        ),
+    ] = None,
+    loss: Annotated[bool, typer.Option("--loss", help="The mean cross-entropy, too.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Keep what is counted here, and go on from there in another run."
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--csv", metavar="FILE", help="A line per image.")
+    ] = None,
+    picture: Annotated[
+        str | None,
+        typer.Option("--confusion", metavar="FILE.png", help="A picture of the confusion matrix."),
+    ] = None,
+    resize: o.Resize = "model",
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
+    augment: o.Augment = None,
+    recursive: o.Recursive = False,
+    files_from: o.FilesFrom = None,
+    files0_from: o.Files0From = None,
+    root: o.Root = None,
+    ext: o.Ext = None,
+    max_pixels: o.MaxPixels = None,
+    device: o.Device = "auto",
+    workers: o.Workers = None,
+    threads: o.Threads = None,
+    fail_fast: o.FailFast = False,
+    offline: o.Offline = False,
+    registry: o.RegistryFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure mIoU and accuracies, or top-1 and top-5, against the truth.
+
+    Over all images at once: one confusion matrix. The truth is never resized, the prediction is
+    made at its size.
+
+    segcli eval --truth camvid/ --split test
+
+    segcli eval images/ --truth labels/ -r -m my.onnx --csv images.csv --confusion confusion.png
+
+    segcli eval --truth ADEChallengeData2016/ -m segformer-b0 --resize short-side
+
+    segcli eval val/ -r --truth val/ -m mobilenet-v2 --json
+    """
+    from segcli.cli import console, run
+    from segcli.protocol import parse_protocol
+
+    args = inputs or []
+    talk = console.Talk(quiet=quiet, verbose=verbose)
+    if truth is None:
+        raise UsageError("no --truth given", hint="it is a folder of labels, or a data set's root")
+    if STDIN in args:
+        raise UsageError("stdin ('-') is one image, and has no truth")
+    protocol = parse_protocol(resize, tile, overlap, augment)
+    walk: dict[str, Any] = {
+        "recursive": recursive,
+        "extensions": (*DEFAULT_EXTENSIONS, *(ext or ())),
+        "files_from": files_from,
+        "files0_from": files0_from,
+        "root": root,
+    }
+    with console.results() as out:
+        names = run.open_registry(registry)
+        workers, threads = run.default_workers(workers, threads, single=False)
+        loaded = run.open_model(
+            model,
+            None,
+            names,
+            talk,
+            device=device,
+            threads=threads,
+            shared=workers > 1,
+            offline=offline,
+            wait=True,
+        )
+        if loaded.card.task == "features":
+            raise UsageError(f"{model!r} gives features, no classes")
+        from segcli.image_io import DEFAULT_MAX_PIXELS
+        from segcli.pipeline import RunOptions
+
+        options = RunOptions(
+            workers=workers,
+            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+            fail_fast=fail_fast,
+            protocol=protocol,
+        )
+        if loaded.card.task == "classification" and (
+            split or reduce_labels is not None or loss or layout is not Layout.AUTO
+        ):
+            raise UsageError(
+                f"{loaded.card.name!r} is a classifier: --layout, --split, --reduce-labels and "
+                "--loss are for segmentation"
+            )
+        dataset = _open_dataset(loaded, truth, layout, split, reduce_labels)
+        if dataset and dataset.images and _is_root(args, truth):
+            args, walk["recursive"] = [dataset.images], True
+        check_arguments(args, **walk)
+        sources: Iterable[Source] = open_sources(args, **walk, stdin=sys.stdin.buffer)
+        sources = islice(sources, limit) if dataset is None else sources
+        identity = {
+            "model": loaded.card.name,
+            "weights_sha256": loaded.card.weights_sha256,
+            "precision": loaded.card.precision,
+            "truth": truth,
+            "split": dataset.split if dataset else None,
+            "reduce_labels": dataset.reduce_labels if dataset else False,
+            "ignore_index": ignore_index,
+            "protocol": repr(protocol),
+            "loss": loss,
+        }
+        run.announce(loaded, talk)
+        judged: Callable[[Container[str]], Iterator[Judged]]
+        if dataset:
+            judged = partial(
+                _judge_masks, sources, limit, loaded, dataset, options, ignore_index, loss
+            )
+            class_names = loaded.card.class_names
+        else:
+            from segcli.class_truth import open_class_truth
+
+            ids, paired = open_class_truth(truth, loaded.card.class_names, num_true=truth_classes)
+            judged = partial(_judge_labels, paired(sources), loaded, ids, options)
+            class_names = ids.names
+        counted, failed = _count(
+            judged, EvalFiles(state, table), identity, loaded, len(class_names), talk
+        )
+        found = _figures(counted, loaded, class_names, protocol, failed, loss=loss)
+        if picture is not None:
+            _draw_confusion(picture, counted, class_names)
+        if as_json:
+            console.dump_json(out, found)
+        elif out.isatty():
+            _draw(found, out)
+        else:
+            _write_lines(found, out)
+        talk.note(f"{found['images']} images, {failed} failed, on {loaded.provider}")
+    raise typer.Exit(ExitCode.SOME_FAILED if failed else ExitCode.OK)
+
+
+class EvalFiles(NamedTuple):
+    """The files that an evaluation keeps as it goes on, where they are asked for."""
+
+    state: str | None
+    table: str | None
+
+
+def _open_dataset(
+    model: "Model", truth: str, layout: Layout, split: str | None, reduce_labels: bool | None
+) -> "Dataset | None":
+    """Returns where the true class maps lie; None for a classifier."""
+    if model.card.task != "segmentation":
+        return None
+    from segcli.datasets import open_dataset
+
+    return open_dataset(
+        truth,
+        layout=None if layout is Layout.AUTO else layout.value,  # type: ignore[arg-type]
+        split=split,
+        reduce_labels=reduce_labels,
+    )
+
+
+def _is_root(args: list[str], truth: str) -> bool:
+    """Tells whether the images are those of the data set itself: its root, or none named."""
+    return not args or (len(args) == 1 and file_identity(args[0]) == file_identity(truth))
+
+
+def _judge_masks(
+    sources: Iterable["Source"],
+    limit: int | None,
+    model: "Model",
+    dataset: "Dataset",
+    options: "RunOptions",
+    ignore_index: int,
+    loss: bool,
+    done: Container[str],
+) -> Iterator["Judged"]:
+    from segcli.evaluation import judge_segmentation
+
+    samples = (s for s in islice(dataset.samples(sources), limit) if s.source.path not in done)
+    return judge_segmentation(
+        samples, model, dataset, options, ignore_index=ignore_index, loss=loss
+    )
+
+
+def _judge_labels(
+    images: Iterable["LabelledImage"],
+    model: "Model",
+    ids: "ClassIds",
+    options: "RunOptions",
+    done: Container[str],
+) -> Iterator["Judged"]:
+    from segcli.evaluation import judge_classification
+
+    left = (image for image in images if image.source.path not in done)
+    return judge_classification(left, model, ids, options)
+
+
+def _count(
+    judged: Callable[[Container[str]], Iterator["Judged"]],
+    files: EvalFiles,
+    identity: Mapping[str, str | int | None],
+    model: "Model",
+    num_classes: int,
+    talk: "Talk",
+) -> tuple["EvalState", int]:
+    """Returns what all images come to, and how many failed."""
+    from segcli.atomic import write_atomic
+    from segcli.cli import run
+    from segcli.eval_state import EvalState, csv_header, csv_row
+
+    task = model.card.task
+    state = EvalState(identity, num_classes)
+    if files.state is not None:
+        state = EvalState.load(files.state, identity, num_classes)
+        if state.images:
+            talk.note(f"{len(state.images)} images are counted in {files.state!r} already")
+    rows = [csv_row(task, path, figures) for path, figures in state.images.items()]
+    failed, saved = 0, time.monotonic()
+    try:
+        with run.status(talk) as show:
+            for one in judged(frozenset(state.images)):
+                rows.append(csv_row(task, one.path, one.figures))
+                if isinstance(one.figures, ImageError):
+                    failed += 1
+                    talk.image_error(one.figures)
+                else:
+                    state.add(
+                        one.path,
+                        one.figures,
+                        confusion=one.confusion,
+                        rank=one.rank,
+                        loss_sum=one.loss_sum,
+                    )
+                    talk.detail(csv_row(task, one.path, one.figures).rstrip())
+                show(f"{len(state.images)} images, {failed} failed")
+                if files.state is not None and time.monotonic() - saved > _SAVE_EVERY_S:
+                    state.save(files.state)
+                    saved = time.monotonic()
+    finally:
+        # On Ctrl-C, too: that is what it is for.
+        if files.state is not None:
+            state.save(files.state)
+        talk.hidden_errors()
+    if files.table is not None:
+        text = "".join([csv_header(task), *rows])
+        write_atomic(files.table, text.encode("utf-8", "surrogateescape"))
+    return state, failed
+
+
+def _figures(
+    state: "EvalState",
+    model: "Model",
+    class_names: Sequence[str],
+    protocol: "Protocol",
+    failed: int,
+    *,
+    loss: bool,
+) -> dict[str, Any]:
+    """Returns what ``--json`` writes."""
+    from dataclasses import asdict
+
+    from segcli.evaluate import figures
+
+    found: dict[str, Any] = {
+        "schema": 1,
+        "model": model.card.name,
+        "provider": model.provider,
+        "task": model.card.task,
+        "protocol": asdict(protocol),
+        "images": len(state.images),
+        "failed": failed,
+    }
+    if model.card.task != "segmentation":
+        return found | state.hits.figures()
+    found |= figures(state.confusion, class_names)
+    if loss:
+        found["loss"] = state.loss_sum / found["pixels"] if found["pixels"] else None
+    return found | {"confusion": state.confusion.tolist()}
+
+
+def _draw_confusion(path: str, state: "EvalState", class_names: Sequence[str]) -> None:
+    from segcli.atomic import write_atomic
+    from segcli.confusion_picture import draw_confusion
+    from segcli.image_io import encode_png_rgb
+
+    write_atomic(path, encode_png_rgb(draw_confusion(state.confusion, class_names)))
+
+
+_SUMMARY = ("miou", "mean_accuracy", "pixel_accuracy", "loss", "top1", "top5", "pixels", "images")
+
+
+def _write_lines(found: Mapping[str, Any], out: "Results") -> None:
+    """Writes ``name<TAB>value``, then ``id<TAB>class<TAB>iou<TAB>accuracy<TAB>pixels``."""
+    from segcli.cli.console import visible
+
+    for name in (name for name in _SUMMARY if name in found):
+        out.line(f"{name}\t{_digits(found[name])}")
+    for row in found.get("classes", ()):
+        cells = (_digits(row["iou"]), _digits(row["accuracy"]), str(row["pixels"]))
+        out.line("\t".join((str(row["class_id"]), visible(row["name"]), *cells)))
+
+
+def _digits(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _draw(found: Mapping[str, Any], out: "Results") -> None:
+    """Draws the same for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from segcli.cli.console import terminal, visible
+
+    screen = terminal(out)
+    if "classes" in found:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("class")
+        for title in ("IoU", "accuracy", "pixels"):
+            table.add_column(title, justify="right")
+        for row in found["classes"]:
+            shown = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("iou", "accuracy"))
+            table.add_row(Text(visible(row["name"])), *shown, f"{row['pixels']:,}")
+        screen.print(table)
+        screen.print()
+    summary = Table(box=None, pad_edge=False, show_header=False)
+    for name in (name for name in _SUMMARY if name in found):
+        summary.add_row(name.replace("_", " "), _digits(found[name]))
+    screen.print(summary)
