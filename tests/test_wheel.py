@@ -125,7 +125,7 @@ def test_holds_nothing_else(names):
 def test_entry_point_and_licence(wheel, names):
     [entry] = [n for n in names if n.endswith("entry_points.txt")]
     with zipfile.ZipFile(wheel) as archive:
-        assert "segcli = segcli.cli.app:main" in archive.read(entry).decode()
+        assert "segcli = segcli.__main__:main" in archive.read(entry).decode()
     assert [n for n in names if n.endswith("licenses/LICENSE")]
 
 

@@ -169,7 +169,7 @@ def test_a_segformer_segmenter(segmenter, relative):
     assert (proto.producer_name, proto.producer_version) == ("segcli", segcli.__version__)
     assert [i.name for i in proto.graph.input] == ["pixel_values"]
     assert [o.name for o in proto.graph.output] == ["logits"]
-    assert [p.key for p in proto.metadata_props] == [METADATA_KEY]
+    assert [p.key for p in proto.metadata_props] == [METADATA_KEY, "segcli.sha256"]
     assert not any(t.external_data for t in proto.graph.initializer)
 
     ops = operators(data)
