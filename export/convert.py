@@ -5,6 +5,7 @@ the PyTorch reference, and only then put in place. The same checkpoint gives the
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +22,13 @@ from segcli.export.by_shapes import NetworkConfig
 from segcli.export.checkpoints import Weights, find_weights, load_strict, read_weights
 from segcli.export.fold import fold
 from segcli.export.half import store_as_fp16
+from segcli.export.layers import ChosenLayers, features_module
 from segcli.export.mobilenet_v2 import (
     MobileNetV2Config,
-    MobileNetV2Features,
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
 )
 from segcli.export.segformer import (
-    SegformerFeatures,
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
 )
@@ -39,10 +39,8 @@ from segcli.onnx_file import seal
 _MODULES: dict[tuple[str, Task], Any] = {
     ("segformer", "segmentation"): SegformerForSemanticSegmentation,
     ("segformer", "classification"): SegformerForImageClassification,
-    ("segformer", "features"): SegformerFeatures,
     ("mobilenet_v2", "segmentation"): MobileNetV2ForSemanticSegmentation,
     ("mobilenet_v2", "classification"): MobileNetV2ForImageClassification,
-    ("mobilenet_v2", "features"): MobileNetV2Features,
 }
 
 
@@ -60,6 +58,7 @@ class ExportRequest:
         task: Overrides the task that the head tells.
         variant: For weight files without a config.json.
         labels: Class names, and colours where the file has them.
+        layers: Outputs of ``features``, by name; empty takes all that have no number of a block.
         size_hw: A fixed input size, or None for dynamic height and width.
         num_classes: How many classes the head must have, where that is known.
         storage: ``fp16`` halves the file; the graph still computes in fp32.
@@ -77,6 +76,7 @@ class ExportRequest:
     task: Task | None = None
     variant: str | None = None
     labels: Labels | None = None
+    layers: tuple[str, ...] = ()
     size_hw: tuple[int, int] | None = None
     num_classes: int | None = None
     storage: Literal["fp32", "fp16"] = "fp32"
@@ -104,8 +104,10 @@ class ExportReport:
     notes: tuple[str, ...]
 
 
-def build_module(network: NetworkConfig, task: Task) -> nn.Module:
+def build_module(network: NetworkConfig, task: Task, layers: Sequence[str] = ()) -> nn.Module:
     """Returns the reference module in eval mode, with random weights."""
+    if task == "features":
+        return features_module(network, layers).eval()
     family = "mobilenet_v2" if isinstance(network, MobileNetV2Config) else "segformer"
     module: nn.Module = _MODULES[family, task](network).eval()
     return module
@@ -136,10 +138,12 @@ def export_model(request: ExportRequest) -> ExportReport:
         agreement.require_images(request.verify_images, request.precision)
     checkpoint = read_checkpoint(request)
     with torch.no_grad():
-        reference = reference_module(checkpoint)
-        folded = build_module(checkpoint.config.network, checkpoint.config.task)
+        reference = reference_module(checkpoint, request.layers)
+        folded = build_module(checkpoint.config.network, checkpoint.config.task, request.layers)
         folded.load_state_dict(reference.state_dict())
         folds = fold(folded)
+        if request.layers:
+            reference, folded = (ChosenLayers(m, request.layers) for m in (reference, folded))
         proto = full = trace(folded, request.size_hw)
         verification = verify.compare(proto, reference, request.size_hw, verify.TOLERANCE)
         if request.precision != "fp32":
@@ -203,14 +207,14 @@ def read_checkpoint(request: ExportRequest) -> Checkpoint:
     )
 
 
-def reference_module(checkpoint: Checkpoint) -> nn.Module:
+def reference_module(checkpoint: Checkpoint, layers: Sequence[str] = ()) -> nn.Module:
     """Returns the module with the checkpoint's weights, as the papers have it."""
     weights, config = checkpoint.weights, checkpoint.config
     state = weights.state
     if config.task == "features":
         # A checkpoint with a head may give its features: the head is then left out on purpose.
         state = {k: v for k, v in state.items() if k.startswith(f"{weights.family}.")}
-    module = build_module(config.network, config.task)
+    module = build_module(config.network, config.task, layers)
     load_strict(module, state, weights.path)
     return module
 

@@ -12,7 +12,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -269,8 +269,11 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, c_out, ceil(H/s), ceil(W/s)) of a (B, c_in, H, W) input."""
-        y: Tensor = self.expand_1x1(x)  # (B, C, H, W) -> (B, tC, H, W)
-        y = self.reduce_1x1(self.conv_3x3(y))  # (B, tC, H, W) -> (B, C', H/s, W/s)
+        return self.narrow(x, self.expand_1x1(x))  # (B, C, H, W) -> (B, tC, H, W)
+
+    def narrow(self, x: Tensor, expanded: Tensor) -> Tensor:
+        """Returns the block's output of its input and that of ``expand_1x1``."""
+        y: Tensor = self.reduce_1x1(self.conv_3x3(expanded))  # (B, tC, H, W) -> (B, C', H/s, W/s)
         return x + y if self.is_residual else y
 
 
@@ -297,18 +300,39 @@ class Backbone(nn.Module):
 
 
 class MobileNetV2Features(nn.Module):
-    """The network without a head."""
+    """The network without a head.
 
-    output_names = ("last_hidden_state", "pooler_output")
+    Outputs, in order: ``last_hidden_state`` (B, 1280, H/os, W/os), ``pooler_output`` (B, 1280), its
+    mean, and ``expansion_N`` (B, tC, h, w) for each chosen block, counted from zero: what its first
+    1x1 convolution gives after ReLU6.
 
-    def __init__(self, config: MobileNetV2Config) -> None:
+    Raises:
+        CheckpointError: A chosen block does not exist.
+    """
+
+    def __init__(self, config: MobileNetV2Config, expansions: Sequence[int] = ()) -> None:
         super().__init__()
         self.mobilenet_v2 = Backbone(config)
+        blocks = len(self.mobilenet_v2.layer)
+        for block in expansions:
+            if not 0 <= block < blocks:
+                raise CheckpointError(f"no block {block}: the network has blocks 0 to {blocks - 1}")
+        self.expansions = tuple(expansions)
+        self.output_names = (
+            *("last_hidden_state", "pooler_output"),
+            *(f"expansion_{i}" for i in self.expansions),
+        )
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the feature map (B, 1280, H/os, W/os) and its mean (B, 1280)."""
-        x: Tensor = self.mobilenet_v2.conv_1x1(self.mobilenet_v2(pixel_values))
-        return x, x.mean((2, 3))
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Returns the outputs that ``output_names`` lists."""
+        x: Tensor = self.mobilenet_v2.conv_stem(pixel_values)
+        expanded: list[Tensor] = []
+        for block in self.mobilenet_v2.layer:
+            assert isinstance(block, InvertedResidual)
+            expanded.append(block.expand_1x1(x))
+            x = block.narrow(x, expanded[-1])
+        x = self.mobilenet_v2.conv_1x1(x)
+        return (x, x.mean((2, 3)), *(expanded[i] for i in self.expansions))
 
 
 class MobileNetV2ForImageClassification(nn.Module):

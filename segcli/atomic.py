@@ -31,12 +31,28 @@ _under_way: set[Path] = set()
 def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
     """Puts a complete file in place, or leaves what was there.
 
+    Args:
+        path: The target; its folders are created as needed.
+        data: All of its bytes.
+        replace: False refuses a target that exists.
+
+    Raises:
+        OutputExists: The target exists and ``replace`` is False.
+        OutputWriteError: The system does not let it be written.
+    """
+    with open_atomic(path, replace=replace) as file:
+        _write_all(file, data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: str, *, replace: bool = True) -> Iterator[FileIO]:
+    """Yields a file that takes its target's place once it is written, or never.
+
     A link is written through, a pipe or a device is written directly. There is no
     fsync: this holds against a killed process, not against a power cut.
 
     Args:
         path: The target; its folders are created as needed.
-        data: All of its bytes.
         replace: False refuses a target that exists.
 
     Raises:
@@ -48,7 +64,7 @@ def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
         if status and not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
             # No O_CREAT and no O_TRUNC: it is there, and it is not ours.
             with FileIO(os.open(path, os.O_WRONLY), "w") as file:
-                _write_all(file, data)
+                yield file
             return
         # A link stays one: what it points to is replaced.
         target = Path(os.path.realpath(path))
@@ -56,7 +72,7 @@ def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
         if status and not replace:
             raise _exists(path)
         with _new_part(target) as (part, file):
-            _write_all(file, data)
+            yield file
             if sys.platform == "win32":  # an open file cannot be renamed there
                 file.close()
             if replace:

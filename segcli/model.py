@@ -24,11 +24,11 @@ from segcli.postprocess import against_nothing, argmax_class_map, require_finite
 from segcli.preprocess import preprocess
 from segcli.protocol import Protocol, logits_field
 from segcli.registry import load_registry
-from segcli.results import Classification, ClassMap, Label, Segmentation
+from segcli.results import Classification, ClassMap, Features, Label, Segmentation
 from segcli.session import CPU, CUDA, Session, open_session
 from segcli.store import Tell, obtain
 
-Answer: TypeAlias = Segmentation | Classification
+Answer: TypeAlias = Segmentation | Classification | Features
 # Height and width of a class map; that of the logits without any resize.
 MapSize: TypeAlias = tuple[int, int] | Literal["logits"]
 _PLAIN = Protocol()
@@ -130,7 +130,7 @@ class Model:
 
         Raises:
             ImageError: The image cannot be read or the model failed on it.
-            UsageError: The array is no RGB image, or the model gives features only.
+            UsageError: The array is no RGB image.
         """
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
@@ -157,7 +157,7 @@ class Model:
             protocol: How the model is shown the images.
 
         Raises:
-            UsageError: An array is no RGB image, or the model gives features only.
+            UsageError: An array is no RGB image.
         """
         answers: list[Answer | ImageError | None] = [None] * len(images)
         inputs: dict[int, npt.NDArray[np.float32]] = {}
@@ -237,6 +237,8 @@ class Model:
         sizes_hw: Sequence[MapSize],
     ) -> Sequence[Answer]:
         batch = np.concatenate([inputs[i] for i in group]) if group[1:] else inputs[group[0]]
+        if self.card.task == "features":
+            return self._features(batch, [images[i] for i in group])
         sizes = [sizes_hw[i] for i in group]
         most = MOST_VALUES // len(self.card.class_names)
         known = [s for s in sizes if s != "logits" and math.prod(s) <= most]
@@ -256,6 +258,8 @@ class Model:
         size_hw: MapSize,
     ) -> Answer | ImageError:
         try:
+            if self.card.task == "features":
+                return self._features(pixel_values, [image])[0]
             return self.interpret(self.infer(pixel_values)[0], image, size_hw)
         except InferenceError as error:
             return error
@@ -263,6 +267,22 @@ class Model:
             return InferenceError(
                 "not enough memory for the class map", hint="fewer --workers need less at once"
             )
+
+    def _features(
+        self, batch: npt.NDArray[np.float32], images: Sequence[npt.NDArray[np.uint8]]
+    ) -> list[Features]:
+        outputs = dict(zip(self.session.output_names, self.session.run(batch), strict=True))
+        for name, values in outputs.items():
+            if len(values) != len(batch) or not np.isfinite(values).all():
+                raise InferenceError(f"the model's {name} is not finite, or of another batch")
+        return [
+            Features(
+                {name: values[i] for name, values in outputs.items()},
+                (image.shape[0], image.shape[1]),
+                self.provider,
+            )
+            for i, image in enumerate(images)
+        ]
 
     def interpret(
         self,
@@ -338,10 +358,7 @@ class Model:
 
         Raises:
             ImageError: The image does not fit the model.
-            UsageError: The model gives features only.
         """
-        if self.card.task == "features":
-            raise UsageError(f"{self.card.name!r} gives features, no classes")
         spec = protocol.preprocessing(image.shape[:2], self.card.preprocessing)
         pixel_values = preprocess(image, spec)
         self._check_seen(pixel_values)

@@ -26,9 +26,10 @@ from segcli.errors import ImageError, InferenceError
 from segcli.in_order import in_order
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize, Model
+from segcli.pooling import Pool, pool
 from segcli.preprocess import resized_hw
 from segcli.protocol import Protocol
-from segcli.results import Classification, Outcome, Segmentation
+from segcli.results import Classification, Features, Outcome, Segmentation
 from segcli.writers import Claims, Format, OutputPlan, all_exist, claim_targets
 
 # The antialiased resize to the model's size then still has something to average.
@@ -158,6 +159,33 @@ def classify_images(
     def work(answer: Answer, blank: Outcome) -> Outcome:
         assert isinstance(answer, Classification)
         return replace(blank, labels=answer.labels[:k])
+
+    return _run(sources, model, lambda source: work, run, stdin)
+
+
+def embed_images(
+    sources: Iterable[Source],
+    model: Model,
+    layer: str,
+    how: Pool,
+    run: RunOptions,
+    *,
+    stdin: BinaryIO,
+) -> Iterator[Outcome]:
+    """Yields one Outcome per source, in order, with its features.
+
+    Args:
+        sources: The inputs; taken only as fast as they are worked on.
+        model: A network without a head.
+        layer: One of its outputs.
+        how: How that is pooled.
+        run: How to run.
+        stdin: Read for the source ``-``.
+    """
+
+    def work(answer: Answer, blank: Outcome) -> Outcome:
+        assert isinstance(answer, Features)
+        return replace(blank, embedding=pool(answer.outputs[layer], how))
 
     return _run(sources, model, lambda source: work, run, stdin)
 

@@ -90,6 +90,22 @@ class Classification:
     provider: str
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What a network without a head says of one image.
+
+    Attributes:
+        outputs: By the names of the graph's outputs: maps (C, h, w), vectors (C,), tokens (N, C),
+            attention (heads, N, M), all float32.
+        size_hw: Height and width of the image after EXIF orientation.
+        provider: ONNX Runtime's name of the provider that ran it.
+    """
+
+    outputs: dict[str, npt.NDArray[np.float32]]
+    size_hw: tuple[int, int]
+    provider: str
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run says of one input.
@@ -101,6 +117,7 @@ class Outcome:
         size_hw: Height and width after orientation; None where the image was not read.
         classes: Largest first, for segmentation.
         labels: Best first, for classification.
+        embedding: For features, of any shape.
         error: Set exactly where status is ``error``.
     """
 
@@ -112,6 +129,7 @@ class Outcome:
     size_hw: tuple[int, int] | None = None
     classes: list[ClassShare] | None = None
     labels: list[Label] | None = None
+    embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     elapsed_ms: float | None = None
     error: ImageError | None = field(default=None, compare=False)
 
@@ -134,6 +152,9 @@ class Outcome:
             record["labels"] = [
                 {"class_id": i, "name": n, "score": _digits(s)} for i, n, s in self.labels
             ]
+        elif self.embedding is not None:
+            # float32 to its own 9 digits at most, not to the 17 of the float64 it becomes.
+            record["embedding"] = _nested(self.embedding)
         elif self.error is None:
             record["outputs"] = list(self.outputs)
         if self.classes is not None:
@@ -150,6 +171,12 @@ class Outcome:
     def to_json(self, *, timing: bool = True) -> str:
         r"""Returns one line of JSON in ASCII; undecodable bytes of names as ``\udcNN``."""
         return json.dumps(self.to_dict(timing=timing), allow_nan=False)
+
+
+def _nested(values: npt.NDArray[np.float32]) -> list[Any]:
+    if values.ndim == 1:
+        return [float(np.format_float_positional(v, unique=True)) for v in values]
+    return [_nested(part) for part in values]
 
 
 def _digits(value: float) -> float:

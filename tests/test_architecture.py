@@ -26,6 +26,7 @@ GROUPS = (
         "resize",
         "atomic",
         "ownership",
+        "array_file",
     },
     {
         "image_io",
@@ -33,6 +34,7 @@ GROUPS = (
         "session",
         "postprocess",
         "fields",
+        "pooling",
         "render",
         "selfcheck",
         "measurements",
@@ -61,6 +63,7 @@ PURE = (
     "preprocess",
     "postprocess",
     "fields",
+    "pooling",
     "render",
     "evaluate",
     "cross_entropy",

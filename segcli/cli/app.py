@@ -17,7 +17,18 @@ import typer
 
 from segcli import __version__
 from segcli.atomic import discard_parts
-from segcli.cli import bench, classify, console, doctor, eval, export, models, options, segment
+from segcli.cli import (
+    bench,
+    classify,
+    console,
+    doctor,
+    embed,
+    eval,
+    export,
+    models,
+    options,
+    segment,
+)
 from segcli.errors import ExitCode, SegcliError
 
 app = typer.Typer(
@@ -38,6 +49,7 @@ def _add(name: str, command: Callable[..., None]) -> None:
 
 _add("segment", segment.segment)
 _add("classify", classify.classify)
+_add("embed", embed.embed)
 _add("eval", eval.evaluate)
 _add("export", export.export)
 app.add_typer(models.app, name="models")

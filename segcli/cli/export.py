@@ -58,6 +58,15 @@ def export(
     task: Annotated[
         ExportTask | None, typer.Option(help="Default: what the checkpoint's head is for.")
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            show_default="all but single blocks",
+            help="Outputs of --task features. SegFormer: stage_1 …, last_hidden_state, "
+            "attention_S_B; MobileNetV2: last_hidden_state, pooler_output, expansion_N.",
+        ),
+    ] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="A fixed input size; default: dynamic.")
     ] = None,
@@ -137,6 +146,8 @@ def export(
         raise UsageError(f"-o {output!r} does not name a file that ends in .onnx")
     if checkpoint == "":
         raise UsageError("--checkpoint is empty")
+    if layers is not None and task is not ExportTask.FEATURES:
+        raise UsageError("--layers goes with --task features")
     size_hw = _parse_size(image_size)
     images = _verification(precision, verify_images or [], min_agreement)
     require_export("'segcli export'")
@@ -158,6 +169,7 @@ def export(
         request,
         name=card_name or request.name,
         task=task.value if task else request.task,
+        layers=tuple(filter(None, (layers or "").split(","))),
         variant=variant,
         labels=read_labels(Path(labels)) if labels else None,
         size_hw=size_hw,
