@@ -285,6 +285,31 @@ def test_files_that_may_not_grow(command, tree, picture, tiny_model, contents, p
     assert not parts(".")
 
 
+@pytest.mark.parametrize("more_mb", [0, 20, 60, 130])
+def test_one_picture_that_memory_does_not_hold(
+    command, picture, tiny_model, contents, parts, fed, finish, check_record, more_mb
+):
+    """12 megapixels, of which a float32 tensor takes 144 MB: as an image, a tensor, or logits."""
+    idle, _ = fed(picture(f"small/{i}.png") for i in range(12))
+    status = Path(f"/proc/{idle.pid}/status").read_text()
+    finish(idle)
+    picture("in/a.png"), picture("in/c.png")
+    Image.new("P", (4000, 3000)).save("in/b.png")
+    [peak] = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmPeak:")]
+    limit = f"--as={peak * 1024 + more_mb * 1_000_000}"
+    run = ("segment", "in", "-m", tiny_model(), "--workers", "1", "--jsonl", "-o", "masks")
+    done = limited(command, (limit,), *run)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode in (0, 1), done.stderr.decode()
+    found = records(done.stdout)
+    for record in found:
+        check_record(record)
+    assert [found[0]["status"], found[2]["status"]] == ["ok", "ok"]
+    assert found[1].get("error", {}).get("code") in (None, "too_large", "inference", "write")
+    assert len(contents("masks")) == sum(r["status"] == "ok" for r in found)
+    assert not parts(".")
+
+
 @pytest.mark.parametrize("files", [24, 16, 12])
 def test_few_descriptors(command, tree, tiny_model, contents, parts, files):
     """A list of inputs, nested folders, five workers: few files are open at any time."""

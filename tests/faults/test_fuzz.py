@@ -21,6 +21,8 @@ from PIL import Image
 import segcli
 from segcli.artifact import METADATA_KEY, Preprocessing
 
+LINE = re.compile(rb"(segcli: |hint: )[^\n]*")
+
 
 def few_and_many(few, many):
     return [
@@ -163,6 +165,16 @@ def test_damaged_images(segcli_process, tiny_model, check_record, count, limit):
         assert {p.name for p in Path(f"out{first}").iterdir()} == written
     print(dict(sorted(seen.items())))
     assert {code for _, code in seen} >= {"ok", "decode", "too_large"}
+
+
+def test_decoders_say_nothing_themselves(segcli_process, tiny_model):
+    """What a library has to say of a file is in the one line of its error, if anywhere."""
+    tiff = bytearray(encoded(Image.radial_gradient("L"), "TIFF", compression="tiff_adobe_deflate"))
+    tiff[40:48] = bytes(8)
+    Path("a.tif").write_bytes(tiff)
+    done = segcli_process("segment", "a.tif", "-m", tiny_model(), "-o", "a.png")
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if not LINE.fullmatch(line)] == []
 
 
 # Models
@@ -472,6 +484,7 @@ HOSTILE = {
         ("ReduceMean", ["pixel_values", "axes"], ["logits"]), axes=np.array([1])
     ),
     "an operator nobody knows": _through(("Nonesuch", ["pixel_values"], ["logits"])),
+    "a graph without an output": lambda model: model.graph.ClearField("output"),
     "a graph without an input": lambda model: model.graph.ClearField("input"),
     "a graph without a node": lambda model: model.graph.ClearField("node"),
     "no graph": lambda model: model.ClearField("graph"),
@@ -503,6 +516,17 @@ def test_hostile_models(judge, tiny_model, name, outcome):
     assert ran in (1, 3) or (ran == 0 and name in HARMLESS)
     if name in ("no card", "no graph", "weights elsewhere", "graphs in graphs"):
         assert (shown, ran) == (3, 3)
+
+
+def test_a_name_in_the_graph_that_is_not_text(outcome, picture, tiny_model):
+    """ONNX Runtime prints a banner of its own and tries again, unless told not to."""
+    path = tiny_model()
+    data = path.read_bytes()
+    at = data.index(b"Identity")
+    path.write_bytes(data[:at] + b"\xc8" + data[at + 1 :])
+    code, said = outcome("segment", "-m", path, picture(), "-o", "o.png")
+    assert code == 3
+    assert [line for line in said.splitlines() if not LINE.fullmatch(line)] == []
 
 
 @pytest.mark.parametrize(
