@@ -33,6 +33,23 @@ settings.load_profile("any-machine")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --chaos."""
+    parser.addoption(
+        "--chaos", action="store_true", help="run the tests marked slow_chaos too: many minutes"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked slow_chaos without --chaos."""
+    if config.getoption("chaos"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("slow_chaos")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of checkpoints and photos beside the checkout."""
