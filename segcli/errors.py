@@ -164,3 +164,9 @@ class OutputWriteError(ImageError):
     """This image's output could not be written."""
 
     code = "write"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tells whether Python, NumPy or OpenCV could not get memory."""
+    # OpenCV raises one class for all its errors.
+    return isinstance(error, MemoryError) or "Insufficient memory" in str(error)

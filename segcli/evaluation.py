@@ -9,7 +9,7 @@ import numpy as np
 from segcli.class_truth import ClassIds, LabelledImage
 from segcli.cross_entropy import class_map_and_loss
 from segcli.datasets import Dataset, Sample
-from segcli.errors import ImageError, InferenceError, TruthError
+from segcli.errors import ImageError, TruthError
 from segcli.eval_state import Figures
 from segcli.evaluate import (
     Confusion,
@@ -21,7 +21,7 @@ from segcli.evaluate import (
 )
 from segcli.in_order import in_order
 from segcli.model import Model
-from segcli.pipeline import RunOptions, read_image
+from segcli.pipeline import RunOptions, image_error, read_image
 from segcli.results import Classification, Segmentation
 
 
@@ -136,11 +136,8 @@ def _judged(
     def attempt(pair: Sample | LabelledImage) -> Judged:
         try:
             return judge(pair)
-        except ImageError as error:
-            return Judged(pair.source.path, error)
-        except MemoryError:
-            reason = InferenceError(f"not enough memory for {pair.source.path!r}")
-            return Judged(pair.source.path, reason)
+        except Exception as error:
+            return Judged(pair.source.path, image_error(pair.source, error))
 
     jobs = (partial(attempt, pair) for pair in pairs)
     for judged in in_order(jobs, workers=run.workers, stopping=lambda: None):

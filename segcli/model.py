@@ -3,7 +3,6 @@
 ``load()`` is the Python API; the command line uses the same object.
 """
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +16,13 @@ import numpy.typing as npt
 
 from segcli import image_io
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
-from segcli.errors import ArtifactError, ImageError, InferenceError, UsageError
+from segcli.errors import (
+    ArtifactError,
+    ImageError,
+    InferenceError,
+    UsageError,
+    is_out_of_memory,
+)
 from segcli.fields import Field, class_map
 from segcli.onnx_file import read_card
 from segcli.postprocess import against_nothing, argmax_class_map, require_finite, scores, top_k
@@ -168,14 +173,16 @@ class Model:
                     inputs[place] = self.prepare(image, protocol)
                 else:
                     answers[place] = self._looked(image, sizes_hw[place], protocol)
-            except ImageError as error:
-                answers[place] = error
+            except Exception as error:
+                answers[place] = _image_error(error)
         for group in self._groups(inputs):
             found: Sequence[Answer | ImageError] = ()
             if group[1:] or self.maps_on_device:
                 # It may fail for want of memory, or for one image that must not fail the others.
-                with contextlib.suppress(InferenceError, MemoryError):
+                try:
                     found = self._answer_group(group, inputs, images, sizes_hw)
+                except Exception as error:
+                    _image_error(error)
             if not found:
                 found = [self._answer_one(inputs[i], images[i], sizes_hw[i]) for i in group]
             for place, answer in zip(group, found, strict=True):
@@ -261,12 +268,8 @@ class Model:
             if self.card.task == "features":
                 return self._features(pixel_values, [image])[0]
             return self.interpret(self.infer(pixel_values)[0], image, size_hw)
-        except InferenceError as error:
-            return error
-        except MemoryError:
-            return InferenceError(
-                "not enough memory for the class map", hint="fewer --workers need less at once"
-            )
+        except Exception as error:
+            return _image_error(error)
 
     def _features(
         self, batch: npt.NDArray[np.float32], images: Sequence[npt.NDArray[np.uint8]]
@@ -423,6 +426,15 @@ def load(
     names = load_registry(Path(registry) if registry is not None else None)
     path = obtain(os.fspath(model), names, offline=offline, tell=tell)
     return Model.open(path, device=device, threads=threads)
+
+
+def _image_error(error: Exception) -> ImageError:
+    """Returns what failed as one image's error; raises what is none."""
+    if isinstance(error, ImageError):
+        return error
+    if is_out_of_memory(error):
+        return InferenceError("not enough memory", hint="fewer --workers need less at once")
+    raise error
 
 
 def _check_image(image: object) -> None:

@@ -22,7 +22,7 @@ from segcli import image_io
 from segcli.artifact import ModelCard
 from segcli.atomic import sweep_parts, write_atomic
 from segcli.encode import Style, encode_output
-from segcli.errors import ImageError, InferenceError
+from segcli.errors import ImageError, InferenceError, is_out_of_memory
 from segcli.in_order import in_order
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize, Model
@@ -207,7 +207,8 @@ def _run(
         stopped.set()
         go_on.set()
 
-    def failed(source: Source, error: ImageError) -> Outcome:
+    def failed(source: Source, reason: Exception) -> Outcome:
+        error = image_error(source, reason)
         return Outcome(source.path, "error", model.card.name, "", error=error, elapsed_ms=0.0)
 
     def items() -> Iterator[_Item]:
@@ -238,7 +239,7 @@ def _run(
                 continue
             try:
                 image, size_hw = _read(item, run, model.card)
-            except ImageError as error:
+            except Exception as error:
                 outcomes[place] = failed(item.source, error)
                 continue
             images.append(image)
@@ -253,15 +254,14 @@ def _run(
             for place, answer, size_hw in zip(places, answers, sizes_hw, strict=True):
                 source, work, _ = batch[place]
                 blank = Outcome(source.path, "ok", model.card.name, "", size_hw=size_hw)
+                if isinstance(answer, ImageError):
+                    outcomes[place] = failed(source, answer)
+                    continue
+                assert not isinstance(work, Outcome)
                 try:
-                    if isinstance(answer, ImageError):
-                        raise answer
-                    assert not isinstance(work, Outcome)
                     outcomes[place] = work(answer, blank)
-                except ImageError as error:
+                except Exception as error:
                     outcomes[place] = failed(source, error)
-                except MemoryError:
-                    outcomes[place] = failed(source, _no_memory(source))
         share_ms = (time.perf_counter() - start - waited) / max(1, len(places)) * 1e3
         return [
             outcome if outcome is item.work else replace(outcome, elapsed_ms=share_ms)
@@ -329,17 +329,18 @@ def read_reduced(
 
 
 def _read(item: _Item, run: RunOptions, card: ModelCard) -> tuple[_Image, tuple[int, int]]:
-    try:
-        if run.fast_decode:
-            return read_reduced(item.source, run, card, item.data)
-        image = read_image(item.source, run, item.data)
-    except MemoryError:
-        raise _no_memory(item.source) from None
+    if run.fast_decode:
+        return read_reduced(item.source, run, card, item.data)
+    image = read_image(item.source, run, item.data)
     return image, (image.shape[0], image.shape[1])
 
 
-def _no_memory(source: Source) -> InferenceError:
-    return InferenceError(
-        f"not enough memory for {source.path!r}",
-        hint="fewer --workers need less at once",
-    )
+def image_error(source: Source, reason: Exception) -> ImageError:
+    """Returns the error of an image, which names its file; raises what is no image's fault."""
+    if not isinstance(reason, ImageError):
+        if not is_out_of_memory(reason):
+            raise reason
+        reason = InferenceError("not enough memory", hint="fewer --workers need less at once")
+    if repr(source.path) in str(reason):
+        return reason
+    return type(reason)(f"{source.path!r}: {reason}", hint=reason.hint)

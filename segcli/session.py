@@ -105,6 +105,8 @@ class Session:
         self.provider: str = self._session.get_providers()[0]
         self.input_name, self.input_hw = _check_input(self._session.get_inputs())
         outputs = self._session.get_outputs()
+        if not outputs:
+            raise ArtifactError("the graph has no output, expected logits or features")
         self.output_names = tuple(o.name for o in outputs)
         channels = outputs[0].shape[1] if len(outputs[0].shape) > 1 else None
         self.num_channels = channels if isinstance(channels, int) else None
@@ -320,7 +322,8 @@ def _open(model: Path | bytes, options: Any, provider: str, number: int) -> Any:
     if provider != CPU:
         providers.append((CPU, {}))
     try:
-        return ort.InferenceSession(source, options, providers=providers)
+        # Its own fallback prints a banner, and tries the CPU, which is ours to decide.
+        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:
         if provider != CPU and type(error).__name__ not in _FAULTS_OF_THE_FILE:
             raise DeviceError(f"{provider} does not start: {_reason(error)}") from error

@@ -5,6 +5,7 @@ two inputs from writing one file and any input from being written over. Nothing 
 written here; that is ``atomic``'s.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -205,8 +206,11 @@ def check_place(plan: OutputPlan) -> None:
     raise OutputError(f"cannot write {plan.output or '.'!r}: {reason}")
 
 
-def make_place(plan: OutputPlan) -> None:
-    """Makes the folder that outputs go into.
+def check_folders(plan: OutputPlan) -> None:
+    """Refuses an output folder that cannot be made, by making it; it is left as it was.
+
+    Asked for last before the work, as permissions do not tell all: below ``/proc`` not even root
+    makes one.
 
     Raises:
         OutputError: It cannot be made.
@@ -214,10 +218,22 @@ def make_place(plan: OutputPlan) -> None:
     if plan.kind == "stdout":
         return
     folder = Path(plan.output) if plan.kind == "folder" else Path(plan.output).parent
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (*reversed(folder.parents), folder):
+            if not place.exists():
+                place.mkdir()
+                made.append(place)
+    except FileExistsError:
+        # Another process makes it, too.
+        pass
     except OSError as error:
         raise OutputError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+    finally:
+        for place in reversed(made):
+            # Another process may have written into it by now.
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 class Claims:

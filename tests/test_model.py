@@ -219,9 +219,19 @@ def test_one_channel_sigmoid(tiny_model, change, image):
     assert {c.name for c in result.classes} == {"background", "red"}
 
 
-def test_features_are_no_classes(tiny_model, image):
-    with pytest.raises(UsageError, match="gives features"):
-        load(tiny_model(task="features", class_names=(), palette=()))(image)
+def test_features_are_the_outputs_by_name(tiny_model, image):
+    model = load(tiny_model(task="features", class_names=(), palette=()), device="cpu")
+    found = model(image)
+    assert (found.size_hw, found.provider) == ((6, 8), "CPUExecutionProvider")
+    assert list(found.outputs) == ["logits"]
+    np.testing.assert_allclose(found.outputs["logits"], image.mean((0, 1)) / 255, atol=1e-6)
+
+
+def test_features_that_are_not_finite(tiny_model, image, monkeypatch):
+    model = load(tiny_model(task="features", class_names=(), palette=()), device="cpu")
+    monkeypatch.setattr(model.session, "run", lambda batch: [np.full((1, 3, 2, 2), np.nan)])
+    with pytest.raises(InferenceError, match="logits is not finite"):
+        model(image)
 
 
 def test_graph_that_fails(tiny_model, change, image):

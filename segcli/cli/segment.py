@@ -15,9 +15,9 @@ from segcli.writers import (
     Format,
     OutputPlan,
     all_exist,
+    check_folders,
     check_place,
     claim_targets,
-    make_place,
     plan_output,
 )
 
@@ -172,7 +172,7 @@ def segment(
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.pipeline import RunOptions, SegmentOptions, segment_images
 
-        make_place(plan)
+        check_folders(plan)
         outcomes = segment_images(
             open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,

@@ -167,16 +167,6 @@ def test_damaged_images(segcli_process, tiny_model, check_record, count, limit):
     assert {code for _, code in seen} >= {"ok", "decode", "too_large"}
 
 
-def test_decoders_say_nothing_themselves(segcli_process, tiny_model):
-    """What a library has to say of a file is in the one line of its error, if anywhere."""
-    tiff = bytearray(encoded(Image.radial_gradient("L"), "TIFF", compression="tiff_adobe_deflate"))
-    tiff[40:48] = bytes(8)
-    Path("a.tif").write_bytes(tiff)
-    done = segcli_process("segment", "a.tif", "-m", tiny_model(), "-o", "a.png")
-    assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if not LINE.fullmatch(line)] == []
-
-
 # Models
 
 # Imports everything once and forks for each file: a process of its own for 20 ms instead of 500.

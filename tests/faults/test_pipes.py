@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-IN_CHILD = b"/segcli/"
+IN_CHILD = b"/segcli/cli/"
 
 
 def listed(names):
