@@ -105,6 +105,18 @@ def read_labels(path: Path | str) -> Labels:
     return _from_text(text, where)
 
 
+def labels_text(class_names: Sequence[str], palette: Sequence[Rgb]) -> str:
+    """Returns what ``read_labels`` reads: CSV, or one name a line where there are no colours."""
+    if not palette:
+        return "".join(f"{name}\n" for name in class_names)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for class_id, (name, color) in enumerate(zip(class_names, palette, strict=True)):
+        writer.writerow([class_id, name, *color])
+    return text.getvalue()
+
+
 def _from_text(text: str, where: str) -> Labels:
     lines = text.rstrip().split("\n") if text.strip() else []
     return Labels(

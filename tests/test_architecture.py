@@ -45,6 +45,7 @@ GROUPS = (
         "pipeline",
         "evaluate",
         "evaluation",
+        "comparison",
         "cross_entropy",
         "eval_state",
         "confusion_picture",

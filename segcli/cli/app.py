@@ -25,6 +25,7 @@ from segcli.cli import (
     embed,
     eval,
     export,
+    labels,
     models,
     options,
     segment,
@@ -53,6 +54,7 @@ _add("embed", embed.embed)
 _add("eval", eval.evaluate)
 _add("export", export.export)
 app.add_typer(models.app, name="models")
+_add("labels", labels.labels)
 _add("bench", bench.bench)
 _add("doctor", doctor.doctor)
 

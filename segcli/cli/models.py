@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segcli.cli import options as o
-from segcli.errors import ExitCode, ModelError, ModelNotFound, UsageError
+from segcli.errors import ExitCode, ImageError, ModelError, ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from segcli.cli.console import Results
+    from segcli.comparison import Comparison
     from segcli.registry import ModelSpec
 
 app = typer.Typer(
@@ -175,12 +176,101 @@ def verify(
         raise typer.Exit(ExitCode.MODEL)
 
 
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", show_default=False)],
+    on: Annotated[
+        list[str],
+        typer.Option("--on", metavar="PATH", help="Images, or folders of them; repeatable."),
+    ],
+    recursive: o.Recursive = False,
+    max_pixels: o.MaxPixels = None,
+    device: o.Device = "auto",
+    threads: o.Threads = None,
+    offline: o.Offline = False,
+    registry: o.RegistryFile = None,
+    as_json: AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Compare two models on your images: on how much they agree, and which is faster.
+
+    segcli models compare my.onnx my-int8.onnx --on photos/ -r
+    """
+    import sys
+
+    from segcli.cli import console, run
+    from segcli.inputs import check_arguments, open_sources
+
+    talk, names = console.Talk(quiet=quiet), run.open_registry(registry)
+    check_arguments(on, recursive=recursive)
+    failed = 0
+
+    def refuse(error: ImageError) -> None:
+        nonlocal failed
+        failed += 1
+        talk.image_error(error)
+
+    with console.results() as out:
+        one, other = (
+            run.open_model(
+                name,
+                None,
+                names,
+                talk,
+                device=device,
+                threads=threads,
+                shared=False,
+                offline=offline,
+                wait=True,
+            )
+            for name in (first, second)
+        )
+        from segcli.comparison import compare_models
+        from segcli.image_io import DEFAULT_MAX_PIXELS
+        from segcli.pipeline import RunOptions
+
+        with run.status(talk) as show:
+            found = compare_models(
+                one,
+                other,
+                open_sources(on, recursive=recursive, stdin=sys.stdin.buffer),
+                RunOptions(max_pixels=max_pixels or DEFAULT_MAX_PIXELS),
+                refuse=refuse,
+                tell=show,
+            )
+        if as_json:
+            console.dump_json(out, found.to_dict())
+        else:
+            _write_comparison(found, out)
+    if failed:
+        raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+def _write_comparison(found: "Comparison", out: "Results") -> None:
+    """Writes ``name<TAB>value``, then ``iou<TAB>class<TAB>value``."""
+    from segcli.cli.console import visible
+
+    out.line(f"images\t{found.images}")
+    out.line(f"agreement\t{found.agreement:.6g}")
+    if found.lowest:
+        out.line(f"lowest\t{found.lowest[1]:.6g}\t{visible(found.lowest[0])}")
+    if found.miou is not None:
+        out.line(f"miou\t{found.miou:.6g}")
+    if found.largest_difference is not None:
+        out.line(f"largest_difference\t{found.largest_difference:.6g}")
+    out.line(f"speed\t{found.speed:.3g}")
+    for name, iou in found.class_iou:
+        out.line(f"iou\t{visible(name)}\t{iou:.6g}")
+
+
 for _name, _command in (
     ("list", list_models),
     ("show", show),
     ("pull", pull),
     ("rm", remove_models),
     ("verify", verify),
+    ("compare", compare),
 ):
     app.command(_name, help=o.manual(_command), epilog=o.EXIT_CODES)(_command)
 
