@@ -5,6 +5,7 @@ and what comes out is plain Python, bounded in number. What the operators mean i
 business.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 
 from segcli.errors import CheckpointError
 
-# MobileNetV2 with any head has about 70 operators and 200 tensors.
-MAX_ENTRIES = 1 << 14
+# MobileNetV2 with any head has about 70 operators and 200 tensors. Entries may share their bytes:
+# without a bound a small file could stand for a large amount of work.
+MAX_ENTRIES = 1 << 10
+MAX_SHORT_LIST = 16  # axes of a tensor, tensors of an operator
 _DTYPES = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
@@ -55,7 +58,7 @@ class GraphTensor:
         scale: One value, or one per entry of ``axis``; empty where it is not quantised.
         zero_point: As many.
         axis: The axis that scales go along.
-        data: Its bytes if it is a constant, else None.
+        data: Its bytes, a view into the file, if it is a constant; else None.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +67,7 @@ class GraphTensor:
     scale: NDArray[np.float64]
     zero_point: NDArray[np.int64]
     axis: int
-    data: bytes | None
+    data: NDArray[np.uint8] | None
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -134,10 +137,11 @@ def _parse(data: bytes) -> Graph:
     tensors = tuple(_tensor(model, graph.Tensors(i)) for i in range(counts[0]))
     operators = tuple(_operator(model, graph.Operators(i)) for i in range(counts[1]))
     result = Graph(tensors, operators, _ints(graph.InputsAsNumpy()), _ints(graph.OutputsAsNumpy()))
-    used = {i for op in operators for i in (*op.inputs, *op.outputs)}
-    used |= {*result.inputs, *result.outputs}
-    if not used <= set(range(-1, counts[0])):
-        raise ValueError(f"tensor {max(used)} is used, there are {counts[0]}")
+    made = {*result.inputs, *result.outputs, *(i for op in operators for i in op.outputs)}
+    read = {i for op in operators for i in op.inputs}
+    for i in made | (read - {-1}):
+        if not 0 <= i < counts[0]:
+            raise ValueError(f"tensor {i} is used, there are {counts[0]}")
     return result
 
 
@@ -147,24 +151,28 @@ def _tensor(model: Any, raw: Any) -> GraphTensor:  # noqa: ANN401
     if raw.Sparsity() is not None:
         raise ValueError("a sparse tensor")
     dtype = _name_of(tflite.TensorType, raw.Type())
+    shape = _ints(raw.ShapeAsNumpy())
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a tensor of shape {list(shape)}")
     quantization = raw.Quantization()
     scale = zero_point = np.zeros(0)
     axis = 0
     if quantization is not None and quantization.ScaleLength():
+        if quantization.ScaleLength() not in (1, *shape):
+            raise ValueError(f"{quantization.ScaleLength()} scales for shape {list(shape)}")
         scale = quantization.ScaleAsNumpy().astype(np.float64)
         zero_point = np.zeros(scale.size)
-        if quantization.ZeroPointLength():
+        if quantization.ZeroPointLength() == scale.size:
             zero_point = quantization.ZeroPointAsNumpy()
+        elif quantization.ZeroPointLength():
+            raise ValueError(f"{quantization.ZeroPointLength()} zero points, {scale.size} scales")
         axis = quantization.QuantizedDimension()
-        if scale.size != zero_point.size or not (np.isfinite(scale) & (scale > 0)).all():
-            raise ValueError("a quantisation whose scales are not positive, each with a zero point")
-    shape = _ints(raw.ShapeAsNumpy())
-    if min(shape, default=0) < 0:
-        raise ValueError(f"a tensor of shape {list(shape)}")
+        if not (np.isfinite(scale) & (scale > 0)).all():
+            raise ValueError("a quantisation whose scales are not positive")
     buffer = model.Buffers(raw.Buffer())
-    data = buffer.DataAsNumpy().tobytes() if buffer is not None and buffer.DataLength() else None
+    data = buffer.DataAsNumpy() if buffer is not None and buffer.DataLength() else None
     if data is not None and dtype in _DTYPES:
-        expected = int(np.prod(shape, dtype=object)) * np.dtype(_DTYPES[dtype]).itemsize
+        expected = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
         if len(data) != expected:
             raise ValueError(f"a tensor of {len(data)} bytes, expected {expected}")
     return GraphTensor(
@@ -205,7 +213,11 @@ def _name_of(enumeration: type, value: int) -> str:
 
 def _ints(values: Any) -> tuple[int, ...]:  # noqa: ANN401
     # The generated readers return 0 for a list that is absent.
-    return tuple(map(int, values)) if isinstance(values, np.ndarray) else ()
+    if not isinstance(values, np.ndarray):
+        return ()
+    if values.size > MAX_SHORT_LIST:
+        raise ValueError(f"a list of {values.size}, expected at most {MAX_SHORT_LIST}")
+    return tuple(map(int, values))
 
 
 def constant(graph: Graph, index: int) -> tuple[GraphTensor, NDArray[Any]] | None:
@@ -226,4 +238,4 @@ def constant(graph: Graph, index: int) -> tuple[GraphTensor, NDArray[Any]] | Non
         return None
     # Flatbuffers are little-endian.
     dtype = np.dtype(_DTYPES[tensor.dtype]).newbyteorder("<")
-    return tensor, np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    return tensor, np.frombuffer(tensor.data.data, dtype).reshape(tensor.shape)

@@ -69,9 +69,12 @@ def read_layer(graph: Graph, op: Operator, pad: Operator | None = None) -> Layer
             paddings = _paddings(graph, op, pad)
         elif op.options["Padding"] != _SAME and weight.shape[2:] != (1, 1):
             raise UnlikeError("has no padding")
+    # A copy: floats are a view into the file so far. What gets infinite is refused by its name.
+    with np.errstate(over="ignore"):
+        weight, bias = (np.array(values, np.float32, order="C") for values in (weight, bias))
     return Layer(
-        torch.from_numpy(np.ascontiguousarray(weight, np.float32)),
-        torch.from_numpy(np.ascontiguousarray(bias, np.float32)),
+        torch.from_numpy(weight),
+        torch.from_numpy(bias),
         stride,
         dilation,
         _activations(graph, op),
