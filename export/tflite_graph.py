@@ -19,7 +19,7 @@ from segcli.errors import CheckpointError
 # without a bound a small file could stand for a large amount of work.
 MAX_ENTRIES = 1 << 10
 MAX_SHORT_LIST = 16  # axes of a tensor, tensors of an operator
-_DTYPES = {
+_DTYPES: dict[str, Any] = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
     "UINT8": np.uint8,

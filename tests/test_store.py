@@ -320,7 +320,7 @@ class TestHub:
         """By name alone: what a file holds is told by its content."""
         repo = hub.folder / "org" / "tiny"
         (repo / "model.safetensors").rename(repo / "tf_model.h5")
-        code, out, err = export("org/tiny", "--json")
+        code, _, err = export("org/tiny")
         assert code == 0, err
         asked = "\n".join(hub.asked)
         names = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
