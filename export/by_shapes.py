@@ -4,9 +4,9 @@ from typing import TypeAlias
 
 from segcli.artifact import Task
 from segcli.errors import CheckpointError
-from segcli.export.checkpoints import StateDict
 from segcli.export.mobilenet_v2 import MobileNetV2Config
 from segcli.export.segformer import VARIANTS, SegformerConfig
+from segcli.export.state_dict import StateDict
 
 NetworkConfig: TypeAlias = SegformerConfig | MobileNetV2Config
 
@@ -28,7 +28,7 @@ def recognize(
     if family == "segformer":
         found = _segformer_by_shapes(state, variant)
         return found, [f"no config.json: recognised as SegFormer-{variant_name(found).upper()}"]
-    multiplier = _multiplier_by_shapes(state, variant)
+    multiplier = depth_multiplier(state, variant)
     note = f"no config.json: recognised as MobileNetV2 {multiplier:g} with TensorFlow's padding"
     stride = 32
     if task == "segmentation":
@@ -61,7 +61,16 @@ def _segformer_by_shapes(state: StateDict, variant: str | None) -> SegformerConf
     )
 
 
-def _multiplier_by_shapes(state: StateDict, variant: str | None) -> float:
+def depth_multiplier(state: StateDict, variant: str | None = None) -> float:
+    """Returns the multiplier of a MobileNetV2 by its channels.
+
+    Args:
+        state: The weights, under hub names.
+        variant: Taken instead of what the channels tell.
+
+    Raises:
+        CheckpointError: No known multiplier has these channels.
+    """
     if variant is not None:
         try:
             return float(variant)

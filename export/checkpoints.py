@@ -1,15 +1,15 @@
 """Weight files -> a state dict under the hub's names, and its strict loading into a model.
 
-Reads Hugging Face folders, single ``.safetensors``, ``.bin``, ``.pth`` and ``.pt`` files; never
-runs code from one. Knows the hub's transformers-4 names (kept as they are), the names that
-transformers 5 uses in memory, and those of the original NVlabs SegFormer.
+Reads Hugging Face folders and single files, told apart by their first bytes: safetensors,
+PyTorch's, TensorFlow's HDF5 and TFLite. Never runs code from one. What the names in a file mean is
+the business of the rooms it asks.
 """
 
 import hashlib
 import pickle
-import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,32 +17,32 @@ import torch
 from torch import Tensor, nn
 
 from segcli.errors import CheckpointError
-
-StateDict = dict[str, Tensor]
+from segcli.export.hub_names import hub_names
+from segcli.export.mobilenet_names import read_mobilenet_names
+from segcli.export.state_dict import Reading, StateDict
+from segcli.export.tf_h5 import read_tf_h5
+from segcli.export.tflite import read_tflite
 
 # In the order in which transformers itself prefers them.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-TORCH_SUFFIXES = (".bin", ".pth", ".pt")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A weight file as read.
+@dataclass(frozen=True, kw_only=True)
+class Weights(Reading):
+    """A weight file as read; its tensors are float32.
+
+    A bare encoder's tensors have the prefix ``segformer.`` or ``mobilenet_v2.`` also where the
+    file leaves that out.
 
     Attributes:
         path: The file.
-        state: float32 tensors under hub names, prefixed with ``segformer.`` or
-            ``mobilenet_v2.`` also where a bare encoder's file leaves that out.
         sha256: Digest of the file's bytes.
         family: ``segformer`` or ``mobilenet_v2``, by the names found.
-        notes: What the reader should know, one sentence each.
     """
 
     path: Path
-    state: StateDict
     sha256: str
     family: str
-    notes: tuple[str, ...]
 
 
 def find_weights(path: Path) -> Path:
@@ -72,8 +72,8 @@ def read_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: The file is damaged, holds anything but tensors, or is of no known family.
     """
-    raw = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    state, notes = hub_names(raw, str(path))
+    reading = _reader(path)(path)
+    state = reading.state
     if any(k.startswith("segformer.") for k in state):
         family = "segformer"
     elif any(k.startswith("mobilenet_v2.") for k in state):
@@ -88,7 +88,7 @@ def read_weights(path: Path) -> Weights:
             raise CheckpointError(f"tensor {name} of {str(path)!r} has values that are not finite")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(path, state, digest, family, tuple(notes))
+    return Weights(**vars(reading), path=path, sha256=digest, family=family)
 
 
 def load_strict(model: nn.Module, state: StateDict, path: Path) -> None:
@@ -123,132 +123,29 @@ def load_strict(model: nn.Module, state: StateDict, path: Path) -> None:
     model.load_state_dict({**{k: wanted[k] for k in counters}, **state}, strict=True)
 
 
-def hub_names(raw: StateDict, path: str) -> tuple[StateDict, list[str]]:
-    """Returns ``raw`` under the hub's transformers-4 names, and notes on what was left out.
-
-    Raises:
-        CheckpointError: The names are those of a decode head that computes another function.
-    """
-    notes: list[str] = []
-    if any(".layers.0.0.projection." in f".{k}" for k in raw):
-        raise CheckpointError(
-            f"{path!r} has the names of mmsegmentation's own SegFormer, whose decode head has a "
-            "batch norm and ReLU after each stage's projection: another function",
-            hint="use the original NVlabs file or a Hugging Face checkpoint of it",
-        )
-    if any(re.match(r"(backbone\.)?patch_embed1\.", k) for k in raw):
-        raw = _from_original(raw)
-        if any(k.startswith("decode_head.conv_seg.") for k in raw):
-            notes.append("decode_head.conv_seg, which the original never uses, is left out")
-            raw = {k: v for k, v in raw.items() if not k.startswith("decode_head.conv_seg.")}
-    state = {}
-    for name, tensor in raw.items():
-        for pattern, replacement in _V5_NAMES:
-            name = re.sub(pattern, replacement, name)
-        if name.startswith("encoder."):
-            name = f"segformer.{name}"
-        elif re.match(r"(conv_stem|layer|conv_1x1)\.", name):
-            name = f"mobilenet_v2.{name}"
-        state[name] = tensor
-    return state, notes
-
-
-# Names of transformers 5 in memory (a state dict saved with torch.save) -> hub names. The second
-# and third rules need the first to have moved the stage number.
-_V5_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (
-            r"(?:^|(segformer\.))stages\.(\d+)\.patch_embeddings\.",
-            r"segformer.encoder.patch_embeddings.\2.",
-        ),
-        (r"(?:^|(segformer\.))stages\.(\d+)\.blocks\.", r"segformer.encoder.block.\2."),
-        (
-            r"(?:^|(segformer\.))stages\.(\d+)\.layer_norm\.",
-            r"segformer.encoder.layer_norm.\2.",
-        ),
-        (r"\.attention\.q_proj\.", ".attention.self.query."),
-        (r"\.attention\.k_proj\.", ".attention.self.key."),
-        (r"\.attention\.v_proj\.", ".attention.self.value."),
-        (
-            r"\.attention\.sequence_reduction\.sequence_reduction\.",
-            ".attention.self.sr.",
-        ),
-        (
-            r"\.attention\.sequence_reduction\.layer_norm\.",
-            ".attention.self.layer_norm.",
-        ),
-        (r"\.attention\.o_proj\.", ".attention.output.dense."),
-        (r"\.mlp\.fc1\.", ".mlp.dense1."),
-        (r"\.mlp\.fc2\.", ".mlp.dense2."),
-        (r"\.layernorm_before\.", ".layer_norm_1."),
-        (r"\.layernorm_after\.", ".layer_norm_2."),
-        (r"^decode_head\.linear_projections\.", "decode_head.linear_c."),
-    )
-)
-
-# Names of github.com/NVlabs/SegFormer (mmseg 0.11) -> hub names; stages count from one there.
-_ORIGINAL_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^(?:backbone\.)?patch_embed(\d)\.proj\.", "patch_embeddings.{}.proj."),
-        (r"^(?:backbone\.)?patch_embed(\d)\.norm\.", "patch_embeddings.{}.layer_norm."),
-        (r"^(?:backbone\.)?block(\d)\.", "block.{}."),
-        (r"^(?:backbone\.)?norm(\d)\.", "layer_norm.{}."),
-    )
-)
-_ORIGINAL_PARTS = (
-    (".attn.q.", ".attention.self.query."),
-    (".attn.sr.", ".attention.self.sr."),
-    (".attn.norm.", ".attention.self.layer_norm."),
-    (".attn.proj.", ".attention.output.dense."),
-    (".mlp.fc1.", ".mlp.dense1."),
-    (".mlp.fc2.", ".mlp.dense2."),
-    (".norm1.", ".layer_norm_1."),
-    (".norm2.", ".layer_norm_2."),
-)
-_ORIGINAL_HEAD = (
-    (re.compile(r"^decode_head\.linear_c(\d)\."), "decode_head.linear_c.{}."),
-    (re.compile(r"^decode_head\.linear_fuse\.conv\."), "decode_head.linear_fuse."),
-    (re.compile(r"^decode_head\.linear_fuse\.bn\."), "decode_head.batch_norm."),
-    (re.compile(r"^decode_head\.linear_pred\."), "decode_head.classifier."),
-    (re.compile(r"^head\."), "classifier."),
-)
-
-
-def _from_original(raw: StateDict) -> StateDict:
-    state: StateDict = {}
-    for name, tensor in raw.items():
-        for pattern, replacement in (*_ORIGINAL_NAMES, *_ORIGINAL_HEAD):
-            if match := pattern.match(name):
-                stage = int(match[1]) - 1 if match.groups() else None
-                prefix = "" if (pattern, replacement) in _ORIGINAL_HEAD else "segformer.encoder."
-                name = prefix + replacement.format(stage) + name[match.end() :]
-                break
-        for part, replacement in _ORIGINAL_PARTS:
-            name = name.replace(part, replacement)
-        if ".attn.kv." in name:
-            # One matrix in the original: its first half gives the keys, its second the values.
-            key, value = tensor.chunk(2)
-            state[name.replace(".attn.kv.", ".attention.self.key.")] = key
-            state[name.replace(".attn.kv.", ".attention.self.value.")] = value
-        else:
-            state[name] = tensor
-    return state
-
-
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix in TORCH_SUFFIXES:
-        return False
-    if path.suffix == ".safetensors":
-        return True
+def _reader(path: Path) -> Callable[[Path], Reading]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return read_tf_h5
+    if head[4:8] == b"TFL3":
+        return read_tflite
+    # A zip file, or the pickle that PyTorch wrote before 1.6.
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_torch
+    # The length of a JSON header, then that header.
+    if head[8:] == b"{":
+        return _read_safetensors
     raise CheckpointError(
-        f"{str(path)!r} has the suffix {path.suffix!r}, expected .safetensors, "
-        f"{', '.join(TORCH_SUFFIXES)} or a Hugging Face folder"
+        f"{str(path)!r} is no weight file: it begins with {head!r}, expected safetensors, PyTorch, "
+        "TensorFlow HDF5 or TFLite"
     )
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path) -> Reading:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -256,16 +153,17 @@ def _read_safetensors(path: Path) -> StateDict:
         raw = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error}") from error
-    return _as_float(raw, path)
+    return _named(_as_float(raw, path), path)
 
 
-def _read_torch(path: Path) -> StateDict:
+def _read_torch(path: Path) -> Reading:
     _refuse_zip_bomb(path)
     try:
         # mmap=False: a file that is cut off is then an error here and not a bus error later.
-        with warnings.catch_warnings():
+        # An open file: by its path PyTorch would judge it by its suffix.
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # on other pickle protocols, which either load or fail
-            raw = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+            raw = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"refused to load {str(path)!r}: it is no plain file of tensors",
@@ -276,7 +174,14 @@ def _read_torch(path: Path) -> StateDict:
     for wrapper in ("state_dict", "model"):
         if isinstance(raw, dict) and isinstance(raw.get(wrapper), dict):
             raw = raw[wrapper]
-    return _as_float(raw, path)
+    return _named(_as_float(raw, path), path)
+
+
+def _named(raw: StateDict, path: Path) -> Reading:
+    if reading := read_mobilenet_names(raw, path):
+        return reading
+    state, notes = hub_names(raw, str(path))
+    return Reading(state, tuple(notes))
 
 
 def _refuse_zip_bomb(path: Path) -> None:

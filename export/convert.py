@@ -17,7 +17,7 @@ from torch import nn
 import segcli
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard, Preprocessing, Rgb, Task
 from segcli.errors import CheckpointError, ExportError
-from segcli.export import agreement, hf_config, hf_processor, precision, verify
+from segcli.export import agreement, hf_config, hf_processor, precision, timm_config, verify
 from segcli.export.by_shapes import NetworkConfig
 from segcli.export.checkpoints import Weights, find_weights, load_strict, read_weights
 from segcli.export.fold import fold
@@ -49,7 +49,7 @@ class ExportRequest:
     """What to export.
 
     Attributes:
-        checkpoint: A Hugging Face folder or a weight file.
+        checkpoint: A Hugging Face folder or a weight file of any known kind.
         name: The model's name in its card and its records.
         source: Where the weights came from, for the card.
         revision: The hub commit, or "".
@@ -179,13 +179,19 @@ def read_checkpoint(request: ExportRequest) -> Checkpoint:
     """
     weights = read_weights(find_weights(request.checkpoint))
     folder = weights.path.parent
+    raw_config = hf_config.read_json(folder / "config.json")
+    processor = weights.processor
+    if timm_config.is_timm(raw_config):
+        assert raw_config is not None
+        raw_config, processor = timm_config.translate(raw_config)
     config = hf_config.resolve(
-        hf_config.read_json(folder / "config.json"),
+        raw_config,
         weights.state,
         family=weights.family,
         task=request.task,
         variant=request.variant,
         labels=request.labels.names if request.labels else None,
+        own=weights.config,
     )
     found = config.network.num_labels
     if config.class_names and request.num_classes not in (None, found):
@@ -198,7 +204,9 @@ def read_checkpoint(request: ExportRequest) -> Checkpoint:
             "segcli reads RGB pictures"
         )
     preprocessing, reduce_labels, notes = hf_processor.preprocessing(
-        hf_config.read_json(folder / "preprocessor_config.json"), weights.family, config.task
+        hf_config.read_json(folder / "preprocessor_config.json") or processor,
+        weights.family,
+        config.task,
     )
     if request.size_hw:
         preprocessing = _at_fixed_size(preprocessing, request.size_hw)
@@ -244,6 +252,7 @@ def _card(
         palette=palette,
         preprocessing=checkpoint.preprocessing,
         activation=config.activation,
+        align_corners=weights.align_corners,
         ignore_index=config.ignore_index,
         reduce_labels=checkpoint.reduce_labels,
         output_names=tuple(o.name for o in proto.graph.output),

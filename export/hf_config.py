@@ -13,10 +13,11 @@ from typing import Any
 
 from segcli.artifact import Activation, Task
 from segcli.errors import CheckpointError
-from segcli.export.by_shapes import NetworkConfig, recognize, variant_name
-from segcli.export.checkpoints import StateDict
+from segcli.export.by_shapes import NetworkConfig, depth_multiplier, recognize, variant_name
 from segcli.export.mobilenet_v2 import MobileNetV2Config
 from segcli.export.segformer import SegformerConfig
+from segcli.export.state_dict import StateDict
+from segcli.labels import usual_names
 
 # Fields that are honoured outside the network.
 _LABEL_FIELDS = {"id2label", "label2id", "num_labels", "problem_type", "_num_labels"}
@@ -121,6 +122,7 @@ def resolve(
     task: Task | None = None,
     variant: str | None = None,
     labels: Sequence[str] | None = None,
+    own: dict[str, Any] | None = None,
 ) -> ModelConfig:
     """Returns what ``config.json`` and the tensors say together.
 
@@ -131,6 +133,8 @@ def resolve(
         task: Overrides the task that the head tells; ``features`` drops the head.
         variant: Overrides the variant that shapes tell, where there is no config.
         labels: Class names that replace the config's.
+        own: What the weight file itself says, where it is of a kind that no config.json describes:
+            of one beside it only the labels count then.
 
     Raises:
         CheckpointError: A field cannot be honoured; the message names it.
@@ -138,6 +142,11 @@ def resolve(
     if task is None:
         task = _task_of_head(state)
     notes: list[str] = []
+    if own is not None:
+        if "depth_multiplier" not in own:
+            own = {**own, "depth_multiplier": depth_multiplier(state, variant)}
+            variant = None
+        raw = {k: v for k, v in (raw or {}).items() if k in _LABEL_FIELDS} | own
     if raw is None:
         network, notes = recognize(state, family, task, variant)
         raw = {}
@@ -147,7 +156,10 @@ def resolve(
                 f"config.json says model_type {raw['model_type']!r}, the tensors are a {family}"
             )
         if variant is not None:
-            raise CheckpointError("--variant is for files without a config.json; this one has it")
+            source = "has it" if own is None else "says what it is"
+            raise CheckpointError(
+                f"--variant is for files without a config.json; this one {source}"
+            )
         network = _network(raw, family, notes)
     num_labels = _classes_of_head(state, task)
     if num_labels is not None:
@@ -155,7 +167,8 @@ def resolve(
     names: tuple[str, ...] = ()
     if task != "features":
         assert num_labels is not None
-        names = _class_names(raw, num_labels, family, labels, notes)
+        usual = () if own is None else usual_names(task, num_labels)
+        names = _class_names(raw, num_labels, family, labels, notes, usual)
     ignore_index = raw.get("semantic_loss_ignore_index", 255)
     if type(ignore_index) is not int:
         raise CheckpointError(
@@ -253,6 +266,7 @@ def _class_names(
     family: str,
     labels: Sequence[str] | None,
     notes: list[str],
+    usual: Sequence[str],
 ) -> tuple[str, ...]:
     if type(raw.get("num_labels", num_labels)) is not int or (
         raw.get("num_labels", num_labels) != num_labels
@@ -266,6 +280,9 @@ def _class_names(
         names = labels
     elif raw.get("id2label"):
         where, names = "config.json", _id2label(raw)
+    elif usual:
+        notes.append(f"the checkpoint names no classes: the usual ones for {num_labels} are taken")
+        return tuple(usual)
     else:
         notes.append("the checkpoint names no classes: they are called LABEL_0, LABEL_1, …")
         return tuple(f"LABEL_{i}" for i in range(num_labels))

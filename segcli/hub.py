@@ -15,7 +15,7 @@ from pathlib import Path
 
 from segcli.errors import DownloadError
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
 _README = "README.md"
 # The README states the licence.
 OTHER_FILES = ("config.json", "preprocessor_config.json", _README)

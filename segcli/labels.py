@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segcli.artifact import Rgb
+from segcli.artifact import Rgb, Task
 from segcli.errors import CheckpointError
 
 # Small sets first: labels that several sets know take the colours of the more specific one.
@@ -42,6 +42,20 @@ def dataset_labels(dataset: str) -> Labels:
     """Returns the names and the official colours of one of ``DATASETS``."""
     resource = files("segcli.data") / f"{dataset}.csv"
     return _from_csv(resource.read_text("utf-8"), f"{dataset}.csv")
+
+
+@cache
+def usual_names(task: Task, num_classes: int) -> tuple[str, ...]:
+    """Returns what a MobileNetV2 with so many classes is nearly always trained on, or nothing.
+
+    That is ImageNet, in TF-Slim's models behind a class ``background``, and Pascal VOC.
+    """
+    if task == "classification" and num_classes in (1000, 1001):
+        names = (files("segcli.data") / "imagenet.txt").read_text("utf-8").splitlines()
+        return ("background", *names)[-num_classes:]
+    if task == "segmentation" and num_classes == 21:
+        return dataset_labels("voc").names
+    return ()
 
 
 def dataset_palette(class_names: Sequence[str]) -> tuple[Rgb, ...]:

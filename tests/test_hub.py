@@ -469,6 +469,17 @@ class TestHub:
             assert (tmp_path / "x.onnx").is_file()
         assert hub.asked == []
 
+    def test_falls_back_to_tensorflow_s_weights_last(self, export, hub):
+        """By name alone: what a file holds is told by its content."""
+        repo = hub.folder / "org" / "tiny"
+        (repo / "model.safetensors").rename(repo / "tf_model.h5")
+        code, _, err = export("org/tiny")
+        assert code == 0, err
+        asked = "\n".join(hub.asked)
+        names = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
+        places = [asked.index(name) for name in names]
+        assert places == sorted(places)
+
     def test_falls_back_to_pickled_weights(self, export, hub):
         import torch
         from safetensors.torch import load_file

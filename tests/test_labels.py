@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 
 from segcli.errors import CheckpointError
-from segcli.labels import DATASETS, dataset_labels, dataset_palette, read_labels
+from segcli.labels import DATASETS, dataset_labels, dataset_palette, read_labels, usual_names
 
 SIZES = {"ade20k": 150, "cityscapes": 19, "voc": 21, "camvid": 11, "cocostuff": 171}
 COLORS = [
@@ -24,6 +24,22 @@ COLORS = [
     ("cocostuff", 80, "banner", (0, 192, 0)),
     ("cocostuff", 170, "wood", (64, 64, 0)),
 ]
+
+
+def test_usual_names_of_imagenet_with_and_without_a_background():
+    names = usual_names("classification", 1000)
+    assert len(names) == 1000
+    assert (names[0], names[-1].split(",")[0]) == ("tench, Tinca tinca", "toilet tissue")
+    # Two classes of that name: the bird and the machine.
+    assert [i for i, name in enumerate(names) if name == "crane"] == [134, 517]
+    assert all(name == name.strip() and name for name in names)
+    assert usual_names("classification", 1001) == ("background", *names)
+
+
+def test_usual_names_of_segmenters_and_of_nothing():
+    assert usual_names("segmentation", 21) == dataset_labels("voc").names
+    for task, count in (("classification", 21), ("segmentation", 1000), ("features", 1000)):
+        assert usual_names(task, count) == ()
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

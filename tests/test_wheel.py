@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ISOLATION = """\
 import socket, sys
 
-ABSENT = ("torch", "onnx", "onnxscript", "safetensors", "transformers")
+ABSENT = ("torch", "onnx", "onnxscript", "safetensors", "h5py", "tflite", "transformers")
 
 class Without:
     def __init__(self, finder):
@@ -109,10 +109,20 @@ def test_holds_code_and_data(names):
         "segcli/py.typed",
         "segcli/data/models.yaml",
         "segcli/data/ade20k.csv",
+        "segcli/data/imagenet.txt",
         "segcli/data/segformer-b0-camvid.onnx",
         "segcli/data/selfcheck.json",
         "segcli/data/record.schema.json",
         "segcli/export/convert.py",
+        "segcli/export/hub_names.py",
+        "segcli/export/mobilenet_names.py",
+        "segcli/export/state_dict.py",
+        "segcli/export/tf_h5.py",
+        "segcli/export/tflite.py",
+        "segcli/export/tflite_graph.py",
+        "segcli/export/tflite_input.py",
+        "segcli/export/tflite_layer.py",
+        "segcli/export/timm_config.py",
         "segcli/export/trace.py",
     } <= wanted
 

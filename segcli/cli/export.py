@@ -52,7 +52,7 @@ def export(
         str | None,
         typer.Option(
             metavar="PATH|ORG/REPO[@REV]",
-            help="A Hugging Face folder, a .safetensors, .bin or .pth file, or a hub id.",
+            help="A Hugging Face folder or id, or a safetensors, PyTorch, .h5 or .tflite file.",
         ),
     ] = None,
     task: Annotated[
@@ -125,6 +125,8 @@ def export(
     segcli export --checkpoint my-finetune/ -o my.onnx
 
     segcli export --checkpoint weights.pth --variant b1 --labels names.txt -o my.onnx
+
+    segcli export --checkpoint mobilenet_v2_1.0_224_quant.tflite -o my.onnx
 
     segcli export segformer-b2 --precision fp16 --verify-images photos/ -o b2-fp16.onnx
 

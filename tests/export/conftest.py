@@ -82,7 +82,7 @@ def hub_state():
     """Returns the state dict of a transformers model under the names of its hub files."""
 
     def hub_state(model, prefix=""):
-        from segcli.export.checkpoints import hub_names
+        from segcli.export.hub_names import hub_names
 
         state = {prefix + k: v.clone() for k, v in model.state_dict().items()}
         return hub_names(state, "in memory")[0]

@@ -16,12 +16,8 @@ transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from segcli.errors import CheckpointError
-from segcli.export.checkpoints import (
-    find_weights,
-    hub_names,
-    load_strict,
-    read_weights,
-)
+from segcli.export.checkpoints import find_weights, load_strict, read_weights
+from segcli.export.hub_names import hub_names
 from segcli.export.mobilenet_v2 import (
     MobileNetV2Config,
     MobileNetV2Features,
@@ -73,6 +69,13 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path, state, name):
     assert weights.family == "segformer"
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights.notes == ()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("a.safetensors", "a.bin"), ("a.bin", "a.safetensors")])
+def test_a_file_is_what_it_holds_whatever_its_name(tmp_path, state, kind, name):
+    path = saved(tmp_path / kind, state).rename(tmp_path / name)
+    same(read_weights(path).state, state)
+    same(read_weights(path.rename(tmp_path / "no-suffix")).state, state)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
@@ -379,7 +382,9 @@ def test_places_without_weights_are_named(tmp_path):
     assert caught.value.hint == "name the weight file itself"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         find_weights(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"the suffix '\.h5', expected \.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"weights\.h5' is no weight file: it begins with b''"
+    ):
         read_weights(tmp_path / "weights.h5")
 
 
