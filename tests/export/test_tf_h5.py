@@ -1,6 +1,7 @@
 """tf_model.h5 as transformers 4 wrote it: every tensor comes back, and nothing else gets in."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -212,6 +213,13 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, written):
     with h5py.File(written, "a") as file:
         file["segformer/more"] = h5py.ExternalLink(str(tmp_path / "source.h5"), "/x")
     assert read_weights(written).state.keys() == before
+
+
+def test_without_the_package_the_way_to_it_is_said(written, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(CheckpointError, match="HDF5 file, and h5py cannot") as caught:
+        read_weights(written)
+    assert "segcli[export]" in caught.value.hint
 
 
 @pytest.mark.parametrize("part", [0.00005, 0.01, 0.5, 0.99])

@@ -6,6 +6,7 @@ with a scale for each channel, padded and pooled as one converter does it or the
 
 import csv
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,9 @@ def test_our_graph_answers_photos_as_litert_does(shared, file):
     with (shared / "data/photos/photos.csv").open(newline="", encoding="utf-8") as rows:
         photos = [r["file"] for r in csv.DictReader(rows) if r["float_top1_index_1001"]]
     assert len(photos) == 12
-    ours = Session(export_model(request(path)).data, device="cpu")
+    report = export_model(request(path))
+    ours = Session(report.data, device="cpu")
+    assert report.card.align_corners == (report.card.task == "segmentation")
     [details] = theirs.get_input_details()
     size_hw = tuple(int(n) for n in details["shape"][1:3])
     scale, zero_point = details["quantization"]
@@ -816,6 +819,15 @@ def test_a_list_that_would_never_end_is_refused(tmp_path, classifier):
     path = tmp_path / "a.tflite"
     path.write_bytes(writer.file())
     assert "expected at most 1024" in outcome(path)
+
+
+def test_without_the_package_the_way_to_it_is_said(tmp_path, small_file, monkeypatch):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(small_file)
+    monkeypatch.setitem(sys.modules, "tflite", None)
+    with pytest.raises(CheckpointError, match="TFLite file, and tflite cannot") as caught:
+        read_weights(path)
+    assert "segcli[export]" in caught.value.hint
 
 
 def test_the_export_of_a_small_file(classifier, save, relative):
