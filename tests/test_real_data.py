@@ -4,6 +4,7 @@ Run with ``-s`` to see the figures.
 """
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,26 @@ def test_embedded_model_has_the_masks_of_transformers(shared):
 
 
 @pytest.mark.export
+@pytest.mark.parametrize(("split", "published"), [("val", 0.5265), ("test", 0.4228)])
+def test_eval_is_a_few_lines_of_numpy_over_the_masks(shared, segcli, tmp_path, split, published):
+    camvid = shared / "data/camvid"
+    ran = segcli("eval", "--truth", camvid, "--split", split, "--json")
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert segcli("segment", camvid / "images" / split, "-o", tmp_path / "masks").code == 0
+    counts = np.zeros((11, 11))
+    for path in (camvid / "annotations" / split).glob("*.png"):
+        truth = np.asarray(Image.open(path))
+        mask = np.asarray(Image.open(tmp_path / "masks" / path.name))
+        np.add.at(counts, (truth[truth != 255], mask[truth != 255]), 1)
+    both = np.diag(counts)
+    ious = both / (counts.sum(0) + counts.sum(1) - both)
+    print(f"{split}: mIoU {ious.mean():.6f}, eval {found['miou']:.6f}, published {published}")
+    assert found["miou"] == pytest.approx(ious.mean(), abs=1e-12)
+    assert [c["iou"] for c in found["classes"]] == pytest.approx(ious.tolist(), abs=1e-12)
+    assert found["miou"] == pytest.approx(published, abs=2e-4)
+
+
 @pytest.mark.parametrize("name", ["segformer-b0-camvid", "deeplabv3_mobilenet_v2_1.0_513-voc"])
 def test_rewritten_graphs_keep_every_mask(shared, photos, name):
     """Of the graph as the papers have it and the graph as it ships, on the same tensors."""
