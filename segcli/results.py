@@ -118,6 +118,7 @@ class Outcome:
         classes: Largest first, for segmentation.
         labels: Best first, for classification.
         embedding: For features, of any shape.
+        row: Place of the features in the one output, from 0.
         error: Set exactly where status is ``error``.
     """
 
@@ -130,6 +131,7 @@ class Outcome:
     classes: list[ClassShare] | None = None
     labels: list[Label] | None = None
     embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False)
+    row: int | None = None
     elapsed_ms: float | None = None
     error: ImageError | None = field(default=None, compare=False)
 
@@ -157,6 +159,8 @@ class Outcome:
             record["embedding"] = _nested(self.embedding)
         elif self.error is None:
             record["outputs"] = list(self.outputs)
+        if self.row is not None:
+            record["row"] = self.row
         if self.classes is not None:
             record["classes"] = [
                 {"class_id": i, "name": n, "pixels": p, "fraction": _digits(f)}

@@ -211,7 +211,7 @@ def _kept(
             yield replace(outcome, status="error", embedding=None, error=error)
             continue
         names.append(outcome.path)
-        yield replace(outcome, embedding=None, outputs=(output,))
+        yield replace(outcome, embedding=None, outputs=(output,), row=rows.count - 1)
 
 
 def _write_path(outcome: "Outcome", out: "Results") -> None:

@@ -62,7 +62,7 @@ def test_records(embed, picture, check_record):
     ran = embed("a.png", "--jsonl", "-o", "x.npy")
     record = json.loads(ran.out)
     check_record(record)
-    assert record["outputs"] == ["x.npy"]
+    assert (record["outputs"], record["row"]) == (["x.npy"], 0)
     assert "embedding" not in record
 
 
