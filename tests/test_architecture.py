@@ -32,6 +32,8 @@ GROUPS = (
         "session",
         "postprocess",
         "render",
+        "coco",
+        "document",
         "selfcheck",
         "measurements",
         "sample_images",
@@ -44,7 +46,7 @@ GROUPS = (
 # imported when it is called: the records themselves need no OpenCV.
 EXCEPTIONS = {("results", "render"), ("results", "postprocess")}
 
-PURE = ("preprocess", "postprocess", "render", "evaluate")
+PURE = ("preprocess", "postprocess", "render", "coco", "document", "evaluate")
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
 
 
