@@ -34,6 +34,7 @@ GROUPS = (
         "render",
         "coco",
         "document",
+        "confidence",
         "selfcheck",
         "measurements",
         "sample_images",
@@ -46,7 +47,7 @@ GROUPS = (
 # imported when it is called: the records themselves need no OpenCV.
 EXCEPTIONS = {("results", "render"), ("results", "postprocess")}
 
-PURE = ("preprocess", "postprocess", "render", "coco", "document", "evaluate")
+PURE = ("preprocess", "postprocess", "render", "coco", "document", "confidence", "evaluate")
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
 
 
