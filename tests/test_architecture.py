@@ -24,6 +24,7 @@ GROUPS = (
         "onnx_file",
         "labels",
         "resize",
+        "lettering",
         "atomic",
     },
     {
@@ -35,6 +36,7 @@ GROUPS = (
         "coco",
         "document",
         "confidence",
+        "annotate",
         "selfcheck",
         "measurements",
         "sample_images",
@@ -47,7 +49,17 @@ GROUPS = (
 # imported when it is called: the records themselves need no OpenCV.
 EXCEPTIONS = {("results", "render"), ("results", "postprocess")}
 
-PURE = ("preprocess", "postprocess", "render", "coco", "document", "confidence", "evaluate")
+PURE = (
+    "preprocess",
+    "postprocess",
+    "render",
+    "coco",
+    "document",
+    "confidence",
+    "annotate",
+    "lettering",
+    "evaluate",
+)
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
 
 
