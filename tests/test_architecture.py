@@ -25,6 +25,7 @@ GROUPS = (
         "labels",
         "resize",
         "lettering",
+        "palettes",
         "atomic",
     },
     {
@@ -58,6 +59,7 @@ PURE = (
     "confidence",
     "annotate",
     "lettering",
+    "palettes",
     "evaluate",
 )
 HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
