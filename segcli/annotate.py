@@ -37,17 +37,18 @@ def draw_contours(
             nor their side of a line.
     """
     _require_same_size(picture, class_map)
-    joined = class_map
+    is_hidden = np.zeros(len(palette), np.bool_)
     if visible is not None:
-        table = np.arange(len(palette), dtype=class_map.dtype)
-        hidden = sorted(set(range(len(palette))) - set(visible))
-        table[hidden] = hidden[:1]
-        joined = table[class_map]
+        is_hidden[:] = True
+        is_hidden[list(visible)] = False
+    # The hidden classes become one, so that no border lies between them.
+    table: npt.NDArray[np.unsignedinteger] = np.arange(len(palette)).astype(class_map.dtype)
+    table[is_hidden] = is_hidden.argmax()
+    joined = table[class_map]
     side = max(1, round(max(class_map.shape) / 800))
     around = np.ones((2 * side + 1, 2 * side + 1), np.uint8)
     on_border = cv2.dilate(joined, around) != cv2.erode(joined, around)
-    if visible is not None:
-        on_border &= ~np.isin(class_map, hidden)
+    on_border &= ~is_hidden[class_map]
     drawn = picture.copy()
     drawn[on_border] = palette[class_map[on_border]]
     return drawn
@@ -123,7 +124,7 @@ def _deepest_place(region: _Image, box_hw: tuple[int, ...]) -> tuple[int, int] |
     if not fits.any():
         return None
     depth = cv2.distanceTransform(np.pad(region, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    depth *= fits
+    depth[fits == 0] = 0
     # In a corridor many places are as deep as the first: then the one in the middle of them.
     places = np.argwhere(depth > depth.max() - 1)
     off_middle = ((places - places.mean(axis=0)) ** 2).sum(axis=1)

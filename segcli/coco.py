@@ -150,7 +150,8 @@ def _rings(corners: _Ints) -> list[list[int]]:
         if seen[first]:
             continue
         one, two = (below, beside) if is_hole[first] else (beside, below)
-        ring, corner = [], first
+        ring: list[int] = []
+        corner = first
         while not seen[corner]:
             turn = one[corner]
             seen[corner] = seen[turn] = 1

@@ -80,7 +80,8 @@ def _margin(values: _Floats, *, is_independent: bool) -> _Floats:
     values -= best
     total = np.exp(values, out=values).sum(axis=0)
     # -expm1 keeps the digits of a small difference, which 1 - exp would lose.
-    return -np.expm1(second - best) / total
+    margin: _Floats = -np.expm1(second - best) / total
+    return margin
 
 
 def _sigmoid(values: _Floats) -> _Floats:

@@ -71,7 +71,7 @@ def safe_palette(num_classes: int) -> tuple[Rgb, ...]:
 
     ======  ==  ==  ==  ==  ==  =====  ==  ===  ===  ===
     colors  2   3   4   5   6   7..24  32  64   150  256
-    least   91  33  24  20  17  16     13  8.5  5.8  3.9
+    least   91  33  24  20  17  16     13  8.5  5.7  3.9
     ======  ==  ==  ==  ==  ==  =====  ==  ===  ===  ===
 
     and 2.3 is where eyes begin to tell two areas apart that touch. To find a class by a legend

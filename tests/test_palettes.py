@@ -39,7 +39,7 @@ def least_distance(palette, vision="normal"):
     ("num_classes", "least"),
     [
         *((2, 91), (3, 33), (4, 24), (5, 20), (6, 17)),
-        *((7, 16), (12, 16), (24, 16), (32, 13), (64, 8.5), (150, 5.8), (256, 3.9)),
+        *((7, 16), (12, 16), (24, 16), (32, 13), (64, 8.5), (150, 5.7), (256, 3.9)),
     ],
 )
 def test_safe_colors_stay_apart_for_every_kind_of_eyes(num_classes, least, vision):
