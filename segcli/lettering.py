@@ -1,10 +1,12 @@
 """Text in pictures, by the fonts that OpenCV 5 brings: no font file, no other library.
 
-They have Latin, Greek, Cyrillic, Hebrew, Arabic, Chinese, Japanese and Korean letters, and draw
-those of right-to-left scripts in their order. Sizes are in pixels, from about the top of an accent
-on a capital to the baseline; tails of Latin letters go down by another quarter.
+They have Latin, Greek, Cyrillic, Chinese, Japanese and Korean letters. OpenCV draws one letter
+after the other from left to right, so Hebrew and Arabic, which it has too, come out wrong and count
+as missing. Sizes are in pixels, from about the top of an accent on a capital to the baseline; tails
+of letters go down by another quarter.
 """
 
+import unicodedata
 from functools import lru_cache
 
 import cv2
@@ -17,14 +19,14 @@ _LONGEST_NAME = 40
 
 
 def readable_name(name: str, class_id: int | None = None) -> str:
-    """Returns a class name on one line, cut to 40 letters, of letters that the fonts have.
+    """Returns a class name on one line, cut to 40 letters, of letters that can be drawn.
 
     Args:
         name: As the model's card has it.
         class_id: What a name with another letter becomes, ``class 7`` for instance; if None, only
             the letter is replaced, by a question mark.
     """
-    text = " ".join(name.split())
+    text = unicodedata.normalize("NFC", " ".join(name.split()))
     drawable = "".join(letter if _has_glyph(letter) else "?" for letter in text)
     if class_id is not None and (drawable != text or not text):
         return f"class {class_id}"
@@ -52,7 +54,7 @@ def draw_text(
 
 def text_coverage(text: str, size: int, margin: int = 0) -> npt.NDArray[np.uint8]:
     """Returns how much of each pixel the text covers, in 1/255, cut to the text and a margin."""
-    # Arabic tails and stacked accents leave the line; OpenCV's box of the text does not say so.
+    # Stacked accents leave the line; OpenCV's box of the text does not say so.
     canvas = np.zeros((2 * size, text_width(text, size) + 2 * size), np.uint8)
     origin = (size, size + size // 3)
     cv2.putText(canvas, text, origin, 255, cv2.FontFace(_FONT), size, _WEIGHT)
@@ -64,6 +66,9 @@ def text_coverage(text: str, size: int, margin: int = 0) -> npt.NDArray[np.uint8
 def _has_glyph(letter: str) -> bool:
     if letter.isascii():
         return letter.isprintable()
-    if "\ud800" <= letter <= "\udfff":
+    # Half a surrogate pair, or a mark that belongs above or below its neighbor.
+    if unicodedata.category(letter) in ("Cs", "Mn", "Mc", "Me"):
+        return False
+    if unicodedata.bidirectional(letter) in ("R", "AL", "AN"):
         return False
     return not np.array_equal(text_coverage(letter, 24), text_coverage("?", 24))
