@@ -6,12 +6,11 @@ Arrays in, an array out, as in ``segcli.render``, whose lettering it uses.
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from segcli.evaluate import Confusion
-from segcli.render import FONT, drawable_text, text_thickness, text_width
+from segcli.lettering import draw_text, readable_name, text_width
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
 
@@ -22,6 +21,7 @@ _NO_TRUTH, _GRID, _INK = 222, 236, (0, 0, 0)
 _ROOMY, _CLOSE = 40, 18
 _MOST_NUMBERS = 32
 _LINE = 20
+_TEXT = _LINE * 4 // 5
 
 
 def draw_confusion(confusion: Confusion, class_names: Sequence[str]) -> _Image:
@@ -73,15 +73,11 @@ def _grid(confusion: Confusion, cell: int, *, numbers: bool) -> _Image:
     grid[cell - 1 :: cell] = _GRID
     grid[:, cell - 1 :: cell] = _GRID
     if numbers:
-        thickness = text_thickness(_LINE)
         for row, column in np.argwhere(shares >= 0.005):
             text = f"{100 * shares[row, column]:.0f}"
             ink = (255, 255, 255) if shares[row, column] > 0.4 else _INK
-            place = (
-                column * cell + (cell - text_width(text, _LINE / 40, thickness)) // 2,
-                row * cell + cell // 2 + _LINE // 4,
-            )
-            cv2.putText(grid, text, place, FONT, _LINE / 40, ink, thickness, cv2.LINE_AA)
+            left = int(column) * cell + (cell - text_width(text, _TEXT)) // 2
+            draw_text(grid, text, left, int(row) * cell + cell // 2 + _LINE // 4, _TEXT, ink)
     return grid
 
 
@@ -93,24 +89,22 @@ def _colors(shares: npt.NDArray[np.float64]) -> _Image:
 
 def _names(class_names: Sequence[str], *, right: bool) -> _Image:
     """Returns the names, a line each, flush with a gap at the right or at the left."""
-    thickness = text_thickness(_LINE)
-    texts = [drawable_text(name) for name in class_names]
-    widths = [text_width(text, _LINE / 40, thickness) for text in texts]
+    texts = [readable_name(name, i) for i, name in enumerate(class_names)]
+    widths = [text_width(text, _TEXT) + 1 for text in texts]
     gap = _LINE // 3
     column = np.full((_LINE * len(texts), max(widths) + gap, 3), 255, np.uint8)
     for i, (text, width) in enumerate(zip(texts, widths, strict=True)):
-        place = (max(widths) - width if right else gap, i * _LINE + _LINE * 11 // 16)
-        cv2.putText(column, text, place, FONT, _LINE / 40, _INK, thickness, cv2.LINE_AA)
+        left = max(widths) - width if right else gap
+        draw_text(column, text, left, i * _LINE + _LINE * 3 // 4, _TEXT, _INK)
     return column
 
 
 def _key() -> _Image:
     """Returns the line that says what is drawn, and the scale of its colors."""
-    thickness = text_thickness(_LINE)
     text = "rows: true class; columns: predicted; 0 to 100 % of the row"
-    width = text_width(text, _LINE / 40, thickness)
+    width = text_width(text, _TEXT) + 1
     key = np.full((_LINE, width + 6 * _LINE, 3), 255, np.uint8)
-    cv2.putText(key, text, (0, _LINE * 11 // 16), FONT, _LINE / 40, _INK, thickness, cv2.LINE_AA)
+    draw_text(key, text, 0, _LINE * 3 // 4, _TEXT, _INK)
     scale = _colors(np.linspace(0, 1, 5 * _LINE))
     key[_LINE // 8 : -_LINE // 8, width + _LINE // 2 : width + _LINE // 2 + 5 * _LINE] = scale
     return key

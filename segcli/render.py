@@ -4,21 +4,20 @@ Arrays in, arrays out, RGB throughout. This room opens no file and knows no mode
 palettes are handed in.
 """
 
-import unicodedata
 from collections.abc import Collection, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from segcli.lettering import draw_text, readable_name, text_width
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
 _ClassMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 _FIXED_ONE = 1 << 16
 _BLEND_ROWS = 32
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-_LONGEST_NAME = 40
 
 
 def colorize(
@@ -94,6 +93,26 @@ def cutout(image: _Image, class_map: _ClassMap, visible: Collection[int]) -> _Im
     return np.dstack([image, np.where(opaque, np.uint8(255), np.uint8(0))])
 
 
+def color_confidence(
+    margin: npt.NDArray[np.float32], colormap: Literal["gray", "viridis"]
+) -> _Image:
+    """Returns margins as brightness: 0 is black, or viridis' purple, 1 white, or its yellow.
+
+    Args:
+        margin: (H, W) float32 in [0, 1], as ``confidence_map`` gives it.
+        colormap: Viridis is as even for the eye as gray, and shows smaller differences.
+
+    Returns:
+        (H, W) uint8 for gray, ``255 * margin`` to the nearest; (H, W, 3) uint8 RGB for viridis.
+    """
+    # cv2 rounds to the nearest, in one pass.
+    gray = np.asarray(cv2.convertScaleAbs(margin, alpha=255), np.uint8)
+    if colormap == "gray":
+        return gray
+    colored = cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)
+    return np.asarray(cv2.cvtColor(colored, cv2.COLOR_BGR2RGB), np.uint8)
+
+
 def keep_classes(class_map: _ClassMap, visible: Collection[int], fill: int) -> _ClassMap:
     """Returns the class map, its dtype kept, with ``fill`` where no visible class is."""
     kept = class_map.copy()
@@ -112,7 +131,8 @@ def legend(
     taller than asked for.
 
     Args:
-        entries: Name, RGB color, and share in [0, 1] or None, from top to bottom.
+        entries: Name (``lettering.readable_name`` gives one that can be drawn), RGB color, and
+            share in [0, 1] or None, from top to bottom.
         height: Height in pixels of the picture that the panel goes with.
 
     Returns:
@@ -162,69 +182,30 @@ def with_legend(picture: _Image, panel: _Image) -> _Image:
 def _legend_column(
     entries: Sequence[tuple[str, tuple[int, int, int], float | None]], line: int
 ) -> _Image:
-    scale = line / 40
-    thickness = text_thickness(line)
-    names = [drawable_text(name) for name, _, _ in entries]
+    size = (line * 4) // 5
+    names = [readable_name(name) for name, _, _ in entries]
     shares = [_percent(share) for _, _, share in entries]
     swatch, gap = line - line // 4, line // 3
     name_left = swatch + gap
-    name_width = max(text_width(text, scale, thickness) for text in names)
-    share_width = max(text_width(text, scale, thickness) for text in shares)
-    width = name_left + name_width + (gap + share_width if share_width else 0)
+    name_width = max(text_width(text, size) for text in names)
+    share_width = max(text_width(text, size) for text in shares)
+    width = name_left + name_width + (gap + share_width if share_width else 0) + 1
     column = np.full((line * len(entries), width, 3), 255, np.uint8)
     for i, (name, share) in enumerate(zip(names, shares, strict=True)):
         box = column[i * line + line // 8 : i * line + line // 8 + swatch, :swatch]
         # The frame keeps a white or pale swatch visible on the white panel.
         box[...] = 128
         box[1:-1, 1:-1] = entries[i][1]
-        baseline = i * line + (line * 11) // 16
-        share_left = width - text_width(share, scale, thickness)
-        for text, left in ((name, name_left), (share, share_left)):
-            cv2.putText(
-                column,
-                text,
-                (left, baseline),
-                FONT,
-                scale,
-                (0, 0, 0),
-                thickness,
-                cv2.LINE_AA,
-            )
+        baseline = i * line + (line * 3) // 4
+        draw_text(column, name, name_left, baseline, size)
+        draw_text(column, share, width - 1 - text_width(share, size), baseline, size)
     return column
-
-
-def text_thickness(line: int) -> int:
-    """Returns the stroke for lines of this many pixels."""
-    # OpenCV 5 draws with weights of a real font, where 2 is already bold.
-    return max(1, round(line / 24)) if _draws_ascii_only() else 1
-
-
-def text_width(text: str, scale: float, thickness: int) -> int:
-    """Returns how many pixels wide OpenCV draws a text in ``FONT``."""
-    return int(cv2.getTextSize(text, FONT, scale, thickness)[0][0]) if text else 0
 
 
 def _percent(share: float | None) -> str:
     if share is None:
         return ""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
-
-
-def _draws_ascii_only() -> bool:
-    # OpenCV 5 brought fonts with FontFace; before it, each UTF-8 byte became a '?'.
-    return not hasattr(cv2, "FontFace")
-
-
-def drawable_text(name: str) -> str:
-    """Returns a class name as OpenCV can draw it: one line, not too long, ASCII before OpenCV 5."""
-    text = " ".join(name.split()).encode("utf-8", "replace").decode()
-    if _draws_ascii_only():
-        letters = unicodedata.normalize("NFKD", text)
-        bare = "".join(c for c in letters if not unicodedata.combining(c))
-        text = bare.encode("ascii", "replace").decode()
-    if len(text) > _LONGEST_NAME:
-        text = text[: _LONGEST_NAME - 3].rstrip() + "..."
-    return text
 
 
 def _is_visible(visible: Collection[int], num_ids: int) -> npt.NDArray[np.bool_]:

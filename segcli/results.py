@@ -26,6 +26,10 @@ class ClassShare(NamedTuple):
     pixels: int
     fraction: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns its entry under ``classes`` in records and documents."""
+        return {**self._asdict(), "fraction": _digits(self.fraction)}
+
 
 class Label(NamedTuple):
     """One answer of a classifier; ``score`` is after the model's own activation."""
@@ -162,10 +166,7 @@ class Outcome:
         if self.row is not None:
             record["row"] = self.row
         if self.classes is not None:
-            record["classes"] = [
-                {"class_id": i, "name": n, "pixels": p, "fraction": _digits(f)}
-                for i, n, p, f in self.classes
-            ]
+            record["classes"] = [share.to_dict() for share in self.classes]
         if self.error is not None:
             record["error"] = {"code": self.error.code, "message": str(self.error)}
         if timing and self.elapsed_ms is not None:

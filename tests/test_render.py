@@ -1,6 +1,5 @@
 import math
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 from segcli import render
 from segcli.render import (
+    color_confidence,
     colorize,
     cutout,
     keep_classes,
@@ -192,30 +192,15 @@ def test_legend_without_entries_is_blank():
     assert (panel == 255).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "unicode", "ascii_only"),
-    [
-        ("café", "café", "cafe"),
-        ("日本", "日本", "??"),
-        ("two\nlines\t", "two lines", "two lines"),
-        ("bad\udcff", "bad?", "bad?"),
-        ("x" * 41, "x" * 37 + "...", "x" * 37 + "..."),
-    ],
-)
-def test_names_become_drawable(monkeypatch, name, unicode, ascii_only):
-    monkeypatch.setattr(cv2, "FontFace", object(), raising=False)
-    assert render.drawable_text(name) == unicode
-    monkeypatch.delattr(cv2, "FontFace")
-    assert render.drawable_text(name) == ascii_only
-
-
-@pytest.mark.skipif(not hasattr(cv2, "FontFace"), reason="OpenCV 4 draws ASCII alone")
-def test_other_scripts_are_drawn():
+def test_legend_draws_names_as_they_can_be_read():
     def drawn(name):
         return legend([(name, (0, 250, 0), None)], 300)
 
     assert not np.array_equal(drawn("日"), drawn("?"))
     assert not np.array_equal(drawn("日"), drawn("木"))
+    np.testing.assert_array_equal(drawn("ह"), drawn("?"))
+    np.testing.assert_array_equal(drawn("two\nlines"), drawn("two lines"))
+    np.testing.assert_array_equal(drawn("x" * 60), drawn("x" * 37 + "..."))
 
 
 @pytest.mark.parametrize(("picture_height", "panel_height"), [(4, 9), (9, 4), (5, 5)])
@@ -228,3 +213,24 @@ def test_with_legend_pads_the_shorter_one_white(picture_height, panel_height):
     assert (joined[:panel_height, 6:] == 9).all()
     assert (joined[picture_height:, :6] == 255).all()
     assert (joined[panel_height:, 6:] == 255).all()
+
+
+def test_gray_confidence_is_the_nearest_of_256_levels():
+    margin = np.linspace(0, 1, 1001, dtype=np.float32).reshape(7, 143)
+    before = margin.copy()
+    found = color_confidence(margin, "gray")
+    assert (found.dtype, found.shape) == (np.uint8, (7, 143))
+    assert np.abs(found - 255.0 * margin).max() <= 0.5001
+    assert (found[0, 0], found[-1, -1]) == (0, 255)
+    np.testing.assert_array_equal(margin, before)
+
+
+def test_viridis_confidence_goes_from_purple_to_yellow_and_gets_lighter():
+    found = color_confidence(np.linspace(0, 1, 256, dtype=np.float32)[None], "viridis")
+    assert found.shape == (1, 256, 3)
+    # The ends of matplotlib's table.
+    assert np.abs(found[0, 0] - [68.0, 1, 84]).max() <= 2
+    assert np.abs(found[0, -1] - [253.0, 231, 37]).max() <= 2
+    lightness = found[0] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -0.5).all()
+    assert len(np.unique(found[0], axis=0)) > 240

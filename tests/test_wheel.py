@@ -113,6 +113,7 @@ def test_holds_code_and_data(names):
         "segcli/data/segformer-b0-camvid.onnx",
         "segcli/data/selfcheck.json",
         "segcli/data/record.schema.json",
+        "segcli/data/segmentation.schema.json",
         "segcli/export/convert.py",
         "segcli/export/hub_names.py",
         "segcli/export/mobilenet_names.py",
