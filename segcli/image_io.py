@@ -266,6 +266,16 @@ def encode_palette_png(
     return _encode_png(image, text)
 
 
+def encode_gray_png(values: npt.NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
+    """Encodes one 8-bit channel as grey PNG.
+
+    Args:
+        values: (H, W) uint8.
+        text: Entries beside ``Software``.
+    """
+    return _encode_png(Image.fromarray(values), text)
+
+
 def encode_gray16_png(
     values: npt.NDArray[np.uint16], text: Mapping[str, str] | None = None
 ) -> bytes:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from segcli import image_io
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
+from segcli.confidence import class_map_and_confidence
 from segcli.errors import (
     ArtifactError,
     ImageError,
@@ -124,6 +126,7 @@ class Model:
         *,
         size_hw: MapSize | None = None,
         protocol: Protocol = _PLAIN,
+        confidence: bool = False,
     ) -> Answer:
         """Answers for one image; safe to call from several threads.
 
@@ -132,6 +135,7 @@ class Model:
             size_hw: Height and width of the class map, ``logits`` for that of the logits, None for
                 the image's own.
             protocol: How the model is shown the image.
+            confidence: Asks a segmentation how sure it is, too.
 
         Raises:
             ImageError: The image cannot be read or the model failed on it.
@@ -140,7 +144,9 @@ class Model:
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             image = image_io.decode_image(image_io.read_bytes(path), path)
-        [answer] = self.answer([image], [size_hw or image.shape[:2]], protocol)
+        [answer] = self.answer(
+            [image], [size_hw or image.shape[:2]], protocol, confidence=confidence
+        )
         if isinstance(answer, ImageError):
             raise answer
         return answer
@@ -150,6 +156,8 @@ class Model:
         images: Sequence[npt.NDArray[np.uint8]],
         sizes_hw: Sequence[MapSize],
         protocol: Protocol = _PLAIN,
+        *,
+        confidence: bool = False,
     ) -> list[Answer | ImageError]:
         """Answers for several images; one that fails has its error in its place.
 
@@ -160,6 +168,7 @@ class Model:
             images: (H, W, 3) uint8 RGB each.
             sizes_hw: Height and width of each class map, or ``logits``.
             protocol: How the model is shown the images.
+            confidence: Asks segmentations how sure they are, too.
 
         Raises:
             UsageError: An array is no RGB image.
@@ -169,10 +178,12 @@ class Model:
         for place, image in enumerate(images):
             _check_image(image)
             try:
-                if protocol.one_look:
+                if protocol.one_look and not confidence:
                     inputs[place] = self.prepare(image, protocol)
                 else:
-                    answers[place] = self._looked(image, sizes_hw[place], protocol)
+                    answers[place] = self._looked(
+                        image, sizes_hw[place], protocol, confidence=confidence
+                    )
             except Exception as error:
                 answers[place] = _image_error(error)
         for group in self._groups(inputs):
@@ -190,12 +201,20 @@ class Model:
         return [answer for answer in answers if answer is not None]
 
     def _looked(
-        self, image: npt.NDArray[np.uint8], size_hw: MapSize, protocol: Protocol
+        self,
+        image: npt.NDArray[np.uint8],
+        size_hw: MapSize,
+        protocol: Protocol,
+        *,
+        confidence: bool,
     ) -> Segmentation:
         if size_hw == "logits":
-            raise UsageError("windows and averages have no one grid of logits to take the size of")
-        found = class_map(self.field(image, size_hw, protocol))
-        return self._segmentation(found, image)
+            raise UsageError("only a class map alone, of one look, has the size of the logits")
+        field = self.field(image, size_hw, protocol)
+        if not confidence:
+            return self._segmentation(class_map(field), image)
+        found, margins = class_map_and_confidence(field, self.card.activation)
+        return replace(self._segmentation(found, image), confidence=margins)
 
     def field(
         self,

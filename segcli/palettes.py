@@ -26,7 +26,7 @@ _OKABE_ITO: tuple[Rgb, ...] = (
 )
 # Their eighth is not handed out, nor anything like it: what --classes hides is black.
 _BLACK: Rgb = (0, 0, 0)
-_MOST = 256
+MOST_COLORS = 256
 # Of each channel of the candidates beyond them: 16 levels.
 _LEVEL_STEP = 17
 
@@ -80,8 +80,8 @@ def safe_palette(num_classes: int) -> tuple[Rgb, ...]:
     Raises:
         ValueError: More than 256 colors are asked for.
     """
-    if not 0 <= num_classes <= _MOST:
-        raise ValueError(f"a safe palette has 0 to {_MOST} colors, not {num_classes}")
+    if not 0 <= num_classes <= MOST_COLORS:
+        raise ValueError(f"a safe palette has 0 to {MOST_COLORS} colors, not {num_classes}")
     if num_classes <= len(_OKABE_ITO):
         return _OKABE_ITO[:num_classes]
     return (_OKABE_ITO + _farther_colors())[:num_classes]
@@ -95,7 +95,7 @@ def _farther_colors() -> tuple[Rgb, ...]:
     taken = _as_seen(np.array([*_OKABE_ITO, _BLACK]))
     nearest = np.min([_distance(seen, color) for color in taken], axis=0)
     chosen: list[Rgb] = []
-    while len(_OKABE_ITO) + len(chosen) < _MOST:
+    while len(_OKABE_ITO) + len(chosen) < MOST_COLORS:
         # To the last digit that matters, so that ties fall alike on every machine.
         farthest = int(nearest.round(6).argmax())
         r, g, b = candidates[farthest].tolist()

@@ -18,10 +18,10 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segcli import image_io
+from segcli import image_io, render
 from segcli.artifact import ModelCard
 from segcli.atomic import sweep_parts, write_atomic
-from segcli.encode import Style, encode_output
+from segcli.encode import Style, draw_overlay, encode_output
 from segcli.errors import ImageError, InferenceError, is_out_of_memory
 from segcli.in_order import in_order
 from segcli.inputs import Source
@@ -34,6 +34,9 @@ from segcli.writers import Claims, Format, OutputPlan, all_exist, claim_targets
 
 # The antialiased resize to the model's size then still has something to average.
 _MARGIN = 2
+
+# What these show is not the image.
+_WITHOUT_IMAGE = {Format.MASK, Format.COLOR, Format.NPY, Format.JSON, Format.CONFIDENCE}
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
 # What is done with the answer for an image; given the Outcome to fill in.
@@ -76,6 +79,7 @@ class SegmentOptions:
         style: What they show.
         map_size: Height and width of the class map, ``logits`` for that of the logits, None for
             the image's own.
+        preview_columns: Width of the overlay that an Outcome carries for a terminal, 0 for none.
         skip_existing: Leaves an image whose outputs are all there.
         no_clobber: Makes an existing output that image's error.
     """
@@ -83,8 +87,16 @@ class SegmentOptions:
     plan: OutputPlan
     style: Style = field(default_factory=Style)
     map_size: MapSize | None = None
+    preview_columns: int = 0
     skip_existing: bool = False
     no_clobber: bool = False
+
+
+class _Ask(NamedTuple):
+    """What a segmentation is asked for beside its class map at the image's size."""
+
+    map_size: MapSize | None
+    confidence: bool
 
 
 class _Item(NamedTuple):
@@ -141,14 +153,20 @@ def segment_images(
                     write_atomic(target, data, replace=not options.no_clobber)
             visible = options.style.visible
             shown = [c for c in answer.classes if visible is None or c.class_id in visible]
-            return replace(blank, outputs=targets, classes=shown)
+            preview = None
+            if options.preview_columns:
+                preview = render.shrink(
+                    draw_overlay(answer, options.style), options.preview_columns
+                )
+            return replace(blank, outputs=targets, classes=shown, preview=preview)
 
         return work
 
-    if Format.OVERLAY in options.plan.formats:
+    if options.preview_columns or not _WITHOUT_IMAGE.issuperset(options.plan.formats):
         # It shows the image itself.
         run = replace(run, fast_decode=False)
-    return _run(sources, model, prepare, run, stdin, options.map_size)
+    ask = _Ask(options.map_size, confidence=Format.CONFIDENCE in options.plan.formats)
+    return _run(sources, model, prepare, run, stdin, ask)
 
 
 def classify_images(
@@ -196,7 +214,7 @@ def _run(
     prepare: Callable[[Source], _Work | Outcome],
     run: RunOptions,
     stdin: BinaryIO,
-    map_size: MapSize | None = None,
+    ask: "_Ask | None" = None,
 ) -> Iterator[Outcome]:
     # Set when the model is there, or is no longer waited for.
     go_on = threading.Event()
@@ -250,7 +268,12 @@ def _run(
         go_on.wait()
         waited = time.perf_counter() - decoded
         if not stopped.is_set():
-            answers = model.answer(images, [map_size or s for s in sizes_hw], run.protocol)
+            answers = model.answer(
+                images,
+                [(ask and ask.map_size) or size_hw for size_hw in sizes_hw],
+                run.protocol,
+                confidence=bool(ask and ask.confidence),
+            )
             for place, answer, size_hw in zip(places, answers, sizes_hw, strict=True):
                 source, work, _ = batch[place]
                 blank = Outcome(source.path, "ok", model.card.name, "", size_hw=size_hw)

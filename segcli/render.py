@@ -113,6 +113,14 @@ def color_confidence(
     return np.asarray(cv2.cvtColor(colored, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def shrink(image: _Image, columns: int) -> _Image:
+    """Returns (h, columns, 3): the average of the area below each new pixel, its aspect kept."""
+    height, width = image.shape[:2]
+    rows = max(1, round(height * columns / width))
+    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8)
+
+
 def keep_classes(class_map: _ClassMap, visible: Collection[int], fill: int) -> _ClassMap:
     """Returns the class map, its dtype kept, with ``fill`` where no visible class is."""
     kept = class_map.copy()

@@ -49,6 +49,8 @@ class Segmentation:
         palette: (K, 3) uint8 RGB.
         image: (H, W, 3) uint8 RGB, the image as segmented, after EXIF orientation.
         provider: ONNX Runtime's name of the provider that ran it.
+        confidence: (H, W) float32 in [0, 1], each pixel's best probability less its second; None
+            where it was not asked for.
     """
 
     class_map: ClassMap
@@ -56,6 +58,7 @@ class Segmentation:
     palette: npt.NDArray[np.uint8]
     image: npt.NDArray[np.uint8]
     provider: str
+    confidence: npt.NDArray[np.float32] | None = None
 
     @property
     def classes(self) -> list[ClassShare]:
@@ -121,6 +124,7 @@ class Outcome:
         size_hw: Height and width after orientation; None where the image was not read.
         classes: Largest first, for segmentation.
         labels: Best first, for classification.
+        preview: (h, w, 3) uint8 RGB, what a terminal is shown; None where it is not asked for.
         embedding: For features, of any shape.
         row: Place of the features in the one output, from 0.
         error: Set exactly where status is ``error``.
@@ -134,6 +138,7 @@ class Outcome:
     size_hw: tuple[int, int] | None = None
     classes: list[ClassShare] | None = None
     labels: list[Label] | None = None
+    preview: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
     embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     row: int | None = None
     elapsed_ms: float | None = None

@@ -44,6 +44,10 @@ class Format(StrEnum):
     MASK = "mask"
     COLOR = "color"
     OVERLAY = "overlay"
+    CUTOUT = "cutout"
+    NPY = "npy"
+    JSON = "json"
+    CONFIDENCE = "confidence"
 
 
 class _Naming(NamedTuple):
@@ -56,6 +60,10 @@ _NAMING = {
     Format.MASK: _Naming(".png", ".mask.png", (".png",)),
     Format.COLOR: _Naming(".color.png", ".color.png", (".png",)),
     Format.OVERLAY: _Naming(".overlay.jpg", ".overlay.jpg", (".jpg", ".jpeg", ".png")),
+    Format.CUTOUT: _Naming(".cutout.png", ".cutout.png", (".png",)),
+    Format.NPY: _Naming(".npy", ".npy", (".npy",)),
+    Format.JSON: _Naming(".json", ".json", (".json",)),
+    Format.CONFIDENCE: _Naming(".confidence.png", ".confidence.png", (".png",)),
 }
 
 # With one of these -o names a file; without, a folder.
@@ -178,7 +186,14 @@ def _check_suffix(output: str, format_: Format) -> None:
         raise UsageError(
             f"the format {format_} cannot be written to {output!r}, "
             f"expected the suffix {' or '.join(fitting)}",
-            hint="-f overlay writes .jpg" if suffix in (".jpg", ".jpeg") else None,
+            hint=next(
+                (
+                    f"-f {other} writes {suffix}"
+                    for other, n in _NAMING.items()
+                    if suffix in n.suffixes
+                ),
+                None,
+            ),
         )
 
 

@@ -167,5 +167,5 @@ def test_a_model_under_a_protocol(tiny_model, image):
     # Softmax keeps the order, and a mirrored image is the image mirrored.
     assert (model(image, protocol=parse("native", augment="flip")).class_map == expected).all()
     assert model(image, size_hw="logits").class_map.shape == (32, 32)
-    with pytest.raises(UsageError, match="no one grid of logits"):
+    with pytest.raises(UsageError, match="of one look"):
         model(image, size_hw="logits", protocol=parse(tile=32))

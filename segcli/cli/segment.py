@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,12 +22,20 @@ from segcli.writers import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from rich.console import Console as RichConsole
+    from rich.table import Table
 
+    from segcli.artifact import ModelCard
     from segcli.cli.console import Results
     from segcli.model import MapSize, Model
     from segcli.protocol import Protocol
-    from segcli.results import Outcome
+    from segcli.results import ClassShare, Outcome
+
+# Cells of a terminal's line that --show takes, and lines of classes below.
+PREVIEW_COLUMNS = 96
+_MOST_SHOWN = 12
 
 
 def segment(
@@ -49,7 +57,9 @@ def segment(
             "-f",
             "--format",
             show_default="mask",
-            help="mask: pixel value = class id; color: RGB; overlay: blended. Repeatable.",
+            help="mask: pixel value = class id; color: RGB; overlay: blended; cutout: only "
+            "--classes are opaque; npy: class ids; json: RLE per class; confidence: how sure, "
+            "0 to 255. Repeatable.",
         ),
     ] = None,
     opacity: Annotated[
@@ -57,6 +67,25 @@ def segment(
     ] = 0.5,
     legend: Annotated[
         bool, typer.Option("--legend", help="Add names, colors and shares to color and overlay.")
+    ] = False,
+    contours: Annotated[
+        bool, typer.Option("--contours", help="Draw the borders of classes into an overlay.")
+    ] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Draw the names of classes into an overlay.")
+    ] = False,
+    safe_colors: Annotated[
+        bool,
+        typer.Option("--safe-colors", help="Colors that the color-blind tell apart, up to 32."),
+    ] = False,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="Add outlines along pixel edges to json.")
+    ] = False,
+    viridis: Annotated[
+        bool, typer.Option("--viridis", help="Color confidence from purple to yellow.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw each overlay in the terminal, too.")
     ] = False,
     classes: Annotated[
         str | None,
@@ -112,7 +141,7 @@ def segment(
 
     segcli segment street.jpg -o street.png
 
-    segcli segment photos/ -r -o masks/ -f mask -f overlay --legend
+    segcli segment photos/ -r -o masks/ -f mask -f overlay --legend --names
 
     find . -name '*.jpg' -print0 | segcli segment --files0-from - -o masks/ --jsonl
     """
@@ -131,6 +160,8 @@ def segment(
     if records != "text" and (dry_run or null):
         raise UsageError(f"--{records} does not go with {'--dry-run' if dry_run else '--null'}")
     end = b"\0" if null else b"\n"
+    if Format.CUTOUT in plan.formats and classes is None:
+        raise UsageError("-f cutout needs --classes, which stay opaque")
     protocol = parse_protocol(resize, tile, overlap, augment)
     map_size = parse_mask_size(mask_size, plan, protocol)
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
@@ -140,10 +171,10 @@ def segment(
     claims = Claims()
     claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
     check_place(plan)
-    names = run.open_registry(registry)
+    known = run.open_registry(registry)
     with console.results() as out:
         if dry_run:
-            run.find_model(model, "segmentation", names)
+            run.find_model(model, "segmentation", known)
 
             def targets(source: Source) -> tuple[str, ...]:
                 found = claim_targets(source, plan, claims, no_clobber=no_clobber)
@@ -160,7 +191,7 @@ def segment(
         loaded = run.open_model(
             model,
             "segmentation",
-            names,
+            known,
             talk,
             device=device,
             threads=threads,
@@ -173,6 +204,9 @@ def segment(
         from segcli.pipeline import RunOptions, SegmentOptions, segment_images
 
         check_folders(plan)
+        palette = choose_palette(loaded.card, safe=safe_colors)
+        # Records go to stdout as well; a picture between them would break them.
+        shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
         outcomes = segment_images(
             open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,
@@ -183,8 +217,14 @@ def segment(
                     opacity=opacity,
                     visible=None if classes is None else parse_classes(classes, loaded),
                     legend=legend,
+                    contours=contours,
+                    names=names,
+                    polygons=polygons,
+                    viridis=viridis,
+                    palette=palette if safe_colors else None,
                 ),
                 map_size=map_size,
+                preview_columns=PREVIEW_COLUMNS if shown else 0,
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
             ),
@@ -207,7 +247,7 @@ def segment(
             records=records,
             timing=timing,
             model=loaded,
-            text=_text_writer(out, plan, end),
+            text=_text_writer(out, plan, end, palette if single else None),
         )
     raise typer.Exit(code)
 
@@ -220,11 +260,14 @@ def parse_mask_size(text: str | None, plan: OutputPlan, protocol: "Protocol") ->
     """
     if text is None:
         return None
-    if Format.OVERLAY in plan.formats:
-        raise UsageError("--mask-size does not go with -f overlay, which has the image's size")
+    for format_ in (Format.OVERLAY, Format.CUTOUT):
+        if format_ in plan.formats:
+            raise UsageError(f"--mask-size does not go with -f {format_}, which shows the image")
     if text == "logits":
-        if not protocol.one_look:
-            raise UsageError("--mask-size logits does not go with --tile or --augment")
+        if not protocol.one_look or Format.CONFIDENCE in plan.formats:
+            raise UsageError(
+                "--mask-size logits does not go with --tile, --augment or -f confidence"
+            )
         return "logits"
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if match is None:
@@ -259,8 +302,37 @@ def parse_classes(text: str, model: "Model") -> frozenset[int]:
     return frozenset(chosen)
 
 
-def _text_writer(out: "Results", plan: OutputPlan, end: bytes) -> Callable[["Outcome"], None]:
-    """Returns what writes one Outcome where no records are asked for."""
+def choose_palette(card: "ModelCard", *, safe: bool) -> "npt.NDArray[np.uint8]":
+    """Returns (K, 3) uint8 RGB: the model's own colours, or those that the colour-blind tell apart.
+
+    Raises:
+        UsageError: There are no safe colours for so many classes.
+    """
+    import numpy as np
+
+    if not safe:
+        return np.array(card.palette, np.uint8).reshape(-1, 3)
+    from segcli.palettes import MOST_COLORS, safe_palette
+
+    if len(card.class_names) > MOST_COLORS:
+        raise UsageError(
+            f"--safe-colors has colors for {MOST_COLORS} classes, {card.name!r} has "
+            f"{len(card.class_names)}"
+        )
+    return np.array(safe_palette(len(card.class_names)), np.uint8)
+
+
+def _text_writer(
+    out: "Results", plan: OutputPlan, end: bytes, palette: "npt.NDArray[np.uint8] | None"
+) -> Callable[["Outcome"], None]:
+    """Returns what writes one Outcome where no records are asked for.
+
+    Args:
+        out: Takes it.
+        plan: Of the outputs.
+        end: After each path.
+        palette: Of the only image, whose classes are shown one by one; None for several.
+    """
     if plan.kind == "stdout":
         # The picture itself is what goes to stdout.
         return lambda outcome: None
@@ -269,7 +341,7 @@ def _text_writer(out: "Results", plan: OutputPlan, end: bytes) -> Callable[["Out
     from segcli.cli.console import terminal
 
     screen = terminal(out)
-    return lambda outcome: _draw(outcome, screen)
+    return lambda outcome: _draw(outcome, screen, palette)
 
 
 def _write_paths(outcome: "Outcome", out: "Results", end: bytes) -> None:
@@ -278,7 +350,9 @@ def _write_paths(outcome: "Outcome", out: "Results", end: bytes) -> None:
             out.line(path, end)
 
 
-def _draw(outcome: "Outcome", screen: "RichConsole") -> None:
+def _draw(
+    outcome: "Outcome", screen: "RichConsole", palette: "npt.NDArray[np.uint8] | None"
+) -> None:
     """Draws the files, and what is in them, for people."""
     from segcli.cli.console import visible
 
@@ -286,6 +360,38 @@ def _draw(outcome: "Outcome", screen: "RichConsole") -> None:
         return
     targets = ", ".join(visible(path) for path in outcome.outputs)
     screen.print(f"{visible(outcome.path)} -> {targets}")
-    if outcome.classes:
-        shown = ", ".join(f"{c.name} {c.fraction:.0%}" for c in outcome.classes[:5])
+    if outcome.preview is not None:
+        from segcli.cli.terminal_image import TerminalImage
+
+        screen.print(TerminalImage(outcome.preview, PREVIEW_COLUMNS))
+    if outcome.classes and palette is not None:
+        screen.print(_class_table(outcome.classes, palette))
+    elif outcome.classes:
+        shown = ", ".join(f"{visible(c.name)} {c.fraction:.0%}" for c in outcome.classes[:5])
         screen.print(f"    {shown}")
+
+
+def _class_table(classes: "Sequence[ClassShare]", palette: "npt.NDArray[np.uint8]") -> "Table":
+    """Returns a line per class: its color, name, share, and a bar as long as the share."""
+    from rich.bar import Bar
+    from rich.table import Table
+    from rich.text import Text
+
+    from segcli.cli.console import visible
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(width=2)
+    table.add_column(overflow="ellipsis", no_wrap=True, max_width=30)
+    table.add_column(justify="right")
+    table.add_column(width=24)
+    for share in classes[:_MOST_SHOWN]:
+        color = "#{:02x}{:02x}{:02x}".format(*palette[share.class_id])
+        table.add_row(
+            Text("  ", style=f"on {color}"),
+            Text(visible(share.name)),
+            f"{share.fraction:.1%}",
+            Bar(1.0, 0.0, share.fraction, color=color),
+        )
+    if len(classes) > _MOST_SHOWN:
+        table.add_row("", f"and {len(classes) - _MOST_SHOWN} more")
+    return table

@@ -19,6 +19,8 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
 
+from segcli.render import shrink
+
 _UPPER_HALF = "▀"
 _SHADES = " ░▒▓█"
 _ASCII_SHADES = " .:-=+*#%@"
@@ -55,14 +57,6 @@ class TerminalImage:
             yield from _colored(pixels[::2], " ")
         else:
             yield from _colored(pixels, _UPPER_HALF)
-
-
-def shrink(image: _Pixels, columns: int) -> _Pixels:
-    """Returns (h, columns, 3): the average of the area below each new pixel, its aspect kept."""
-    height, width = image.shape[:2]
-    rows = max(1, round(height * columns / width))
-    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8)
 
 
 def _colored(pixels: _Pixels, character: str) -> Iterator[Segment]:

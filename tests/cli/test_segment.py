@@ -290,7 +290,8 @@ def test_table_on_a_terminal(command, picture, tiny):
         os.close(other)
         os.close(main)
     assert "-> x.png" in shown
-    assert "red 50%, blue 50%" in shown
+    assert "red   50.0%" in shown
+    assert "blue  50.0%" in shown
     assert "\x1b" not in shown
 
 
