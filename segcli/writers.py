@@ -258,8 +258,8 @@ class Claims:
         self._owners: dict[str, str] = {}  # real path of a target: path of its source
         self._inputs: dict[int, str] = {}
 
-    def check(self, plan: OutputPlan, sources: Iterable[Source]) -> None:
-        """Claims all outputs of the command line's inputs before the run.
+    def check(self, plan: OutputPlan, sources: Iterable[Source]) -> int:
+        """Claims all outputs of the command line's inputs before the run; returns their number.
 
         Args:
             plan: Names the outputs.
@@ -269,7 +269,9 @@ class Claims:
             UsageError: Two of them would write one file, or one would be written over.
         """
         found: list[tuple[int, str]] = []
+        count = 0
         for source in sources:
+            count += 1
             try:
                 targets = plan.targets(source)
                 self._own(source, targets)
@@ -284,6 +286,7 @@ class Claims:
                     f"the output {target!r} is the input {self._inputs[identity]!r}",
                     hint="name another folder with -o",
                 )
+        return count
 
     def claim(self, source: Source, targets: Sequence[str]) -> None:
         """Claims the outputs of one source when its turn comes.

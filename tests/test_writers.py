@@ -42,11 +42,14 @@ def parts(folder="."):
     return [p.name for p in Path(folder).iterdir() if p.name.endswith(".segcli-part")]
 
 
+ENDINGS = (".color.png", ".overlay.jpg", ".cutout.png", ".npy", ".json", ".confidence.png")
+
+
 @pytest.mark.parametrize(
     ("output", "formats", "args", "kind", "targets"),
     [
-        (None, ALL, ["a.jpg"], "folder", ["a.mask.png", "a.color.png", "a.overlay.jpg"]),
-        ("out", ALL, ["a.jpg"], "folder", ["out/a.png", "out/a.color.png", "out/a.overlay.jpg"]),
+        (None, ALL, ["a.jpg"], "folder", ["a.mask.png", *(f"a{e}" for e in ENDINGS)]),
+        ("out", ALL, ["a.jpg"], "folder", ["out/a.png", *(f"out/a{e}" for e in ENDINGS)]),
         ("./out/", MASK, ["a.jpg"], "folder", ["./out/a.png"]),
         ("out.png/", MASK, ["a.jpg"], "folder", ["out.png/a.png"]),
         ("in", MASK, ["a.jpg"], "folder", ["in/a.png"]),

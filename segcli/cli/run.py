@@ -200,6 +200,7 @@ def report(
     timing: bool,
     model: "Model",
     text: Callable[["Outcome"], None],
+    total: int | None = None,
 ) -> ExitCode:
     """Writes every Outcome as it comes and returns the run's exit code.
 
@@ -211,10 +212,11 @@ def report(
         timing: Keeps ``elapsed_ms`` in records.
         model: For what is said of it.
         text: Writes one Outcome where records are ``text``.
+        total: How many there will be, None where a list is still being read.
     """
     start = time.perf_counter()
     counts = {"ok": 0, "skipped": 0, "error": 0}
-    with _progress(talk, out) as advance:
+    with _progress(talk, out, total) as advance:
         for outcome in outcomes:
             if not any(counts.values()):
                 announce(model, talk)
@@ -251,18 +253,40 @@ def report(
 
 
 @contextlib.contextmanager
-def _progress(talk: Talk, out: Results) -> Iterator[Callable[[dict[str, int]], None]]:
+def _progress(
+    talk: Talk, out: Results, total: int | None
+) -> Iterator[Callable[[dict[str, int]], None]]:
     if out.isatty():
         # A bar and lines in one terminal would tear each other apart.
         yield lambda counts: None
         return
+    start = time.perf_counter()
     with status(talk) as show:
+        yield lambda counts: show(progress_text(counts, total, time.perf_counter() - start))
 
-        def advance(counts: dict[str, int]) -> None:
-            failed = f", {counts['error']} failed" if counts["error"] else ""
-            show(f"{sum(counts.values())} images{failed}")
 
-        yield advance
+def progress_text(counts: dict[str, int], total: int | None, seconds: float) -> str:
+    """Returns how far a run has come: images done, images a second, time left, failures.
+
+    Args:
+        counts: Of each status.
+        total: How many there will be, None where that is not known.
+        seconds: Since the run began.
+    """
+    done = sum(counts.values())
+    # What was skipped took no time, and says nothing of the others.
+    worked = done - counts["skipped"]
+    rate = worked / seconds if seconds > 0 else 0.0
+    parts = [f"{done}/{total} images" if total is not None else f"{done} images"]
+    parts.append(f"{rate:.1f} images/s")
+    if total is not None and rate > 0:
+        left = round((total - done) / rate)
+        hours, minutes = divmod(left // 60, 60)
+        clock = f"{minutes}:{left % 60:02}" if not hours else f"{hours}:{minutes:02}:{left % 60:02}"
+        parts.append(f"{clock} left")
+    if counts["error"]:
+        parts.append(f"{counts['error']} failed")
+    return ", ".join(parts)
 
 
 @contextlib.contextmanager

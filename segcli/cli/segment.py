@@ -169,7 +169,7 @@ def segment(
     lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
     check_arguments(args, **walk, **lists)  # type: ignore[arg-type]
     claims = Claims()
-    claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
+    named = claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
     check_place(plan)
     known = run.open_registry(registry)
     with console.results() as out:
@@ -248,6 +248,7 @@ def segment(
             timing=timing,
             model=loaded,
             text=_text_writer(out, plan, end, palette if single else None),
+            total=None if has_list else named,
         )
     raise typer.Exit(code)
 
