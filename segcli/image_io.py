@@ -436,8 +436,11 @@ def _encode_png(image: Image.Image, text: Mapping[str, str] | None) -> bytes:
     for key, value in (text or {}).items():
         info.add_text(key, value)
     buffer = io.BytesIO()
-    # Run-length matching suits class maps: as small as zlib's default, in a third of the time.
-    image.save(buffer, "PNG", pnginfo=info, compress_type=zlib.Z_RLE)
+    # Run-length matching suits class maps: as small as zlib's default, in a third of the time. A
+    # photo that is cut out, or a confidence, has no runs.
+    has_runs = image.mode not in ("RGBA", "L")
+    strategy = zlib.Z_RLE if has_runs else zlib.Z_DEFAULT_STRATEGY
+    image.save(buffer, "PNG", pnginfo=info, compress_type=strategy)
     return buffer.getvalue()
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -202,3 +203,23 @@ def test_no_color_and_pipes_have_no_escapes(command, tiny, photo, segcli_process
     assert "\x1b[4" not in shown
     done = segcli_process(*args, FORCE_COLOR="")
     assert done.stdout == b"m.png\n"
+
+
+def test_the_gallery_is_made_by_one_command(tmp_path):
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    scripts = Path(sys.executable).parent
+    if not (scripts / "segcli").exists():
+        pytest.skip("the command is not installed beside this Python")
+    env = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", examples / "gallery.sh", tmp_path / "out"],
+        env=env,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = {path.name for path in Path("out").iterdir()}
+    assert made == {"china.overlay.jpg", "china.cutout.png", "china.confidence.png"}
+    # The README shows these, and they are in the repository.
+    assert made < {path.name for path in examples.iterdir()}
