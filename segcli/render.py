@@ -86,11 +86,16 @@ def overlay(
 
 
 def cutout(image: _Image, class_map: _ClassMap, visible: Collection[int]) -> _Image:
-    """Returns (H, W, 4) uint8 RGBA: the image, opaque where a visible class is, else clear."""
+    """Returns (H, W, 4) uint8 RGBA: the image where a visible class is, elsewhere all zeros.
+
+    Nothing of what was cut away stays in the file.
+    """
     _require_same_size(image, class_map)
     num_ids = np.iinfo(class_map.dtype).max + 1
     opaque = _is_visible(visible, num_ids)[class_map]
-    return np.dstack([image, np.where(opaque, np.uint8(255), np.uint8(0))])
+    cut = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+    cut[~opaque] = 0
+    return np.asarray(cut, np.uint8)
 
 
 def color_confidence(

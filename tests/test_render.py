@@ -98,8 +98,10 @@ def test_overlay_refuses_a_class_map_of_another_size():
 def test_cutout_is_opaque_exactly_where_a_visible_class_is():
     image, class_map, _ = scene(4)
     found = cutout(image, class_map, [0, 2])
-    np.testing.assert_array_equal(found[..., :3], image)
     np.testing.assert_array_equal(found[..., 3], np.where(class_map == 1, 0, 255))
+    kept = class_map != 1
+    np.testing.assert_array_equal(found[kept, :3], image[kept])
+    assert (found[~kept] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
