@@ -5,7 +5,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
@@ -19,113 +19,41 @@ from segcli import image_io
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
 from segcli.confidence import class_map_and_confidence
 from segcli.errors import (
-    ArtifactError,
     ImageError,
     InferenceError,
     UsageError,
     is_out_of_memory,
 )
-from segcli.fields import Field, class_map
-from segcli.onnx_file import read_card
-from segcli.postprocess import against_nothing, argmax_class_map, require_finite, scores, top_k
-from segcli.preprocess import preprocess
-from segcli.protocol import Protocol, logits_field
+from segcli.fields import class_map
+from segcli.network import PLAIN, Network
+from segcli.postprocess import against_nothing, argmax_class_map, scores, top_k
+from segcli.protocol import Protocol
 from segcli.registry import load_registry
 from segcli.results import Classification, ClassMap, Features, Label, Segmentation
-from segcli.session import CPU, CUDA, Session, open_session
+from segcli.session import CPU, CUDA, Session
 from segcli.store import Tell, obtain
 
 Answer: TypeAlias = Segmentation | Classification | Features
 # Height and width of a class map; that of the logits without any resize.
 MapSize: TypeAlias = tuple[int, int] | Literal["logits"]
-_PLAIN = Protocol()
 
 # Upsampled logits that a GPU may be asked to hold: 2 GiB of float32.
 MOST_VALUES = 1 << 29
 
 
-class Model:
-    """A model: call it with an image.
-
-    Args:
-        path: The .onnx file, for messages.
-        card: What the file says of itself.
-        opening: Its session, open or being opened.
-
-    Attributes:
-        card: What the file says of itself.
-    """
+class Model(Network):
+    """A model: call it with an image."""
 
     def __init__(self, path: Path, card: ModelCard, opening: Future[Session]) -> None:
-        self.card = card
-        self._path, self._opening = str(path), opening
-        self._checked = False
+        super().__init__(path, card, opening)
         self._palette = np.array(card.palette, np.uint8).reshape(-1, 3)
-
-    @classmethod
-    def open(cls, path: Path, *, device: str = "auto", threads: int | None = None) -> "Model":
-        """Returns a model that is ready.
-
-        Args:
-            path: An .onnx file that ``segcli export`` wrote.
-            device: ``auto``, ``cpu``, ``cuda[:N]`` …; anything but ``auto`` is that or an error.
-            threads: Threads within one operator; None takes the cores this process may use.
-
-        Raises:
-            ModelError: The file is missing, damaged, or does not describe itself.
-            DeviceError: The device is not to be had.
-        """
-        card = read_card(path)
-        model = cls(path, card, open_session(path, device=device, threads=threads))
-        _ = model.session
-        return model
-
-    @property
-    def session(self) -> Session:
-        """The ONNX Runtime session; waits until it is open.
-
-        Raises:
-            ArtifactError: ONNX Runtime cannot load the file, or its graph is not the card's.
-            DeviceError: The device is not to be had.
-        """
-        session = self._opening.result()
-        if not self._checked:
-            self._check_graph(session)
-            self._checked = True
-        return session
-
-    def _check_graph(self, session: Session) -> None:
-        card, path = self.card, self._path
-        names = (session.input_name, *session.output_names)
-        if names != (card.input_name, *card.output_names):
-            raise ArtifactError(
-                f"the graph of {path!r} has the input and outputs {', '.join(names)}, its card "
-                f"says {', '.join((card.input_name, *card.output_names))}"
-            )
-        expected = len(card.class_names)
-        if card.task == "segmentation" and card.activation == "sigmoid":
-            expected -= 1
-        if card.task != "features" and session.num_channels not in (None, expected):
-            raise ArtifactError(
-                f"the graph of {path!r} gives {session.num_channels} classes, its card names "
-                f"{expected}"
-            )
-
-    def when_ready(self, call: Callable[[], object]) -> None:
-        """Calls once the session is open, or has failed to; at once where it has already."""
-        self._opening.add_done_callback(lambda _: call())
-
-    @property
-    def provider(self) -> str:
-        """ONNX Runtime's name of the provider that is active."""
-        return self.session.provider
 
     def __call__(
         self,
         image: npt.NDArray[np.uint8] | str | os.PathLike[str],
         *,
         size_hw: MapSize | None = None,
-        protocol: Protocol = _PLAIN,
+        protocol: Protocol = PLAIN,
         confidence: bool = False,
     ) -> Answer:
         """Answers for one image; safe to call from several threads.
@@ -155,7 +83,7 @@ class Model:
         self,
         images: Sequence[npt.NDArray[np.uint8]],
         sizes_hw: Sequence[MapSize],
-        protocol: Protocol = _PLAIN,
+        protocol: Protocol = PLAIN,
         *,
         confidence: bool = False,
     ) -> list[Answer | ImageError]:
@@ -215,36 +143,6 @@ class Model:
             return self._segmentation(class_map(field), image)
         found, margins = class_map_and_confidence(field, self.card.activation)
         return replace(self._segmentation(found, image), confidence=margins)
-
-    def field(
-        self,
-        image: npt.NDArray[np.uint8],
-        size_hw: tuple[int, int],
-        protocol: Protocol = _PLAIN,
-    ) -> Field:
-        """Returns what the model says of every pixel, a class for each of the card's.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            size_hw: Height and width of the field.
-            protocol: How the model is shown the image.
-
-        Raises:
-            ImageError: The image does not fit the model, or the model failed on it; reading the
-                field's rows may raise it, too.
-            UsageError: The model is none for segmentation.
-        """
-        if self.card.task != "segmentation":
-            raise UsageError(f"{self.card.name!r} is no segmentation model")
-
-        def look(pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-            self._check_seen(pixel_values)
-            logits = against_nothing(self.infer(pixel_values)[0], self.card.activation)
-            self._check_classes(len(logits))
-            require_finite(logits)
-            return logits
-
-        return logits_field(image, self.card, protocol, look, size_hw)
 
     def _groups(self, inputs: dict[int, npt.NDArray[np.float32]]) -> list[list[int]]:
         """Returns the places that go through the network together."""
@@ -325,13 +223,13 @@ class Model:
         image_hw = (image.shape[0], image.shape[1])
         if self.card.task == "segmentation":
             logits = against_nothing(logits, self.card.activation)
-            self._check_classes(len(logits))
+            self.check_classes(len(logits))
             map_hw = logits.shape[1:] if size_hw == "logits" else size_hw or image_hw
             ids = argmax_class_map(
                 logits, (map_hw[0], map_hw[1]), align_corners=self.card.align_corners
             )
             return self._segmentation(ids, image)
-        self._check_classes(len(logits))
+        self.check_classes(len(logits))
         values = scores(logits, self.card.activation)
         labels = [
             Label(i, self.card.class_names[i], score) for i, score in top_k(values, len(values))
@@ -368,55 +266,6 @@ class Model:
             return False
         # TF32 moves the logits a little from run to run of different algorithms.
         return bool((found == expected).mean() >= 0.99)
-
-    def prepare(
-        self, image: npt.NDArray[np.uint8], protocol: Protocol = _PLAIN
-    ) -> npt.NDArray[np.float32]:
-        """Returns the graph's input for one image, (1, 3, h, w) float32.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            protocol: Its ``resize`` says at which size the model is shown the image.
-
-        Raises:
-            ImageError: The image does not fit the model.
-        """
-        spec = protocol.preprocessing(image.shape[:2], self.card.preprocessing)
-        pixel_values = preprocess(image, spec)
-        self._check_seen(pixel_values)
-        return pixel_values
-
-    def _check_seen(self, pixel_values: npt.NDArray[np.float32]) -> None:
-        fixed, seen = self.session.input_hw, pixel_values.shape[2:]
-        if fixed and seen != fixed:
-            raise InferenceError(
-                f"the model takes {fixed[0]}x{fixed[1]} only, it would be shown "
-                f"{seen[0]}x{seen[1]} of this image"
-            )
-
-    def infer(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns the logits of a batch, (N, K, h, w) or (N, K).
-
-        Args:
-            pixel_values: (N, 3, h, w), from ``prepare``.
-
-        Raises:
-            InferenceError: The model failed, or its logits have another rank.
-        """
-        logits: npt.NDArray[Any] = self.session.run(pixel_values)[0]
-        rank = 4 if self.card.task == "segmentation" else 2
-        if logits.ndim != rank or not logits.size or len(logits) != len(pixel_values):
-            raise InferenceError(
-                f"the model's logits have shape {logits.shape}, expected {rank} dimensions, "
-                f"the first {len(pixel_values)}"
-            )
-        return logits
-
-    def _check_classes(self, found: int) -> None:
-        if found != len(self.card.class_names):
-            raise InferenceError(
-                f"the model gives {found} classes, its card names {len(self.card.class_names)}"
-            )
 
 
 def load(

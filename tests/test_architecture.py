@@ -46,7 +46,7 @@ GROUPS = (
         "measurements",
         "sample_images",
     },
-    {"model", "inputs", "writers", "encode", "protocol"},
+    {"model", "network", "inputs", "writers", "encode", "protocol"},
     {
         "pipeline",
         "evaluate",
