@@ -49,7 +49,7 @@ class ChosenLayers(nn.Module):
                 more = "attention_S_B" if isinstance(features, SegformerFeatures) else "expansion_N"
                 raise UsageError(
                     f"no layer {name!r}: this network has {', '.join(known)} and {more}",
-                    hint="stages and blocks count from 0",
+                    hint="the S, B and N of these count from 0",
                 )
         self.features, self.output_names = features, tuple(layers)
         self._places = tuple(known.index(name) for name in layers)

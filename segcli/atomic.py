@@ -48,7 +48,7 @@ def write_atomic(path: str, data: bytes, *, replace: bool = True) -> None:
 def open_atomic(path: str, *, replace: bool = True) -> Iterator[FileIO]:
     """Yields a file that takes its target's place once it is written, or never.
 
-    A link is written through, a pipe or a device is written directly. There is no
+    A link is replaced, a pipe or a device is written directly. There is no
     fsync: this holds against a killed process, not against a power cut.
 
     Args:
@@ -66,8 +66,10 @@ def open_atomic(path: str, *, replace: bool = True) -> Iterator[FileIO]:
             with FileIO(os.open(path, os.O_WRONLY), "w") as file:
                 yield file
             return
-        # A link stays one: what it points to is replaced.
-        target = Path(os.path.realpath(path))
+        # Links on the way are followed. One in the file's own place is replaced: what it points
+        # to may be anything, a photo for instance.
+        given = Path(path)
+        target = Path(os.path.realpath(given.parent)) / given.name
         target.parent.mkdir(parents=True, exist_ok=True)
         if status and not replace:
             raise _exists(path)

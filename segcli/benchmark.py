@@ -74,6 +74,8 @@ def measure(
     started = time.perf_counter() if started is None else started
     tell("loading the model")
     model = load(options.workers, options.threads)
+    if model.card.task == "features":
+        raise UsageError(f"{model.card.name!r} gives features, no classes")
     load_ms = (time.perf_counter() - started) * 1e3
     with _temporary_folder() as folder:
         chosen = _decodable(sources, options, refuse)

@@ -63,6 +63,8 @@ class Dataset:
         split: What is evaluated: ``val``, ``validation`` …; None for ``pairs``.
         reduce_labels: The labels count classes from 1, and 0 is void.
         listed: The stems of the split, where the layout keeps them in a list.
+        is_named: The split was asked for, by its name or by its folder: truth of another is not
+            taken, wherever an image comes from.
     """
 
     layout: Layout
@@ -71,6 +73,7 @@ class Dataset:
     split: str | None = None
     reduce_labels: bool = False
     listed: frozenset[str] | None = None
+    is_named: bool = False
 
     def samples(self, sources: Iterable[Source]) -> Iterator[Sample]:
         """Yields the images with their truth, in the order given.
@@ -110,7 +113,10 @@ class Dataset:
             split = PurePath(self.split or "")
             # First the place below images/ in the file's own path, whichever folder was named.
             own = _below(source.path, _FOLDERS[self.layout][0])
-            places = [*([own.parent] if own else []), split, split / relative, relative]
+            elsewhere = self.is_named and own is not None and own.parts[:1] != split.parts
+            places = [split, split / relative, relative]
+            if own is not None and not elsewhere:
+                places.insert(0, own.parent)
         if self.layout == "cityscapes":
             frame = stem.removesuffix("_leftImg8bit")
             if frame == stem:
@@ -196,7 +202,7 @@ def open_dataset(
         if not (labels / split).is_dir():
             raise UsageError(f"no split {split!r} in {str(labels)!r}")
     walk = str(images) if images.is_dir() else None
-    return Dataset(layout, str(labels), walk, split, reduced, listed)
+    return Dataset(layout, str(labels), walk, split, reduced, listed, named is not None)
 
 
 def _listed(path: Path, *, needed: bool) -> frozenset[str] | None:

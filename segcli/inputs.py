@@ -204,7 +204,7 @@ def _walk(
         relative, descend = pending.pop()
         path = join(folder, relative) if relative else folder
         if not descend:
-            if not _is_segcli_png(path):
+            if not is_segcli_png(path):
                 yield Source(path, relative, "folder")
             continue
         try:
@@ -286,7 +286,7 @@ def _decode(item: bytes, separator: bytes) -> str:
     return os.fsdecode(item.removesuffix(b"\r") if separator == b"\n" else item)
 
 
-def _is_segcli_png(path: str) -> bool:
+def is_segcli_png(path: str) -> bool:
     """Tells whether the text of a PNG file names segcli as its ``Software``."""
     if not path.lower().endswith(".png"):
         return False

@@ -30,11 +30,12 @@ class Network:
 
     Attributes:
         card: What the file says of itself.
+        path: The .onnx file.
     """
 
     def __init__(self, path: Path, card: ModelCard, opening: Future[Session]) -> None:
         self.card = card
-        self._path, self._opening = str(path), opening
+        self.path, self._opening = path, opening
         self._checked = False
 
     @classmethod
@@ -70,7 +71,7 @@ class Network:
         return session
 
     def _check_graph(self, session: Session) -> None:
-        card, path = self.card, self._path
+        card, path = self.card, str(self.path)
         names = (session.input_name, *session.output_names)
         if names != (card.input_name, *card.output_names):
             raise ArtifactError(

@@ -56,6 +56,19 @@ def seal(data: bytes) -> bytes:
     return data + _SEAL + hashlib.sha256(data).hexdigest().encode()
 
 
+def digest(path: Path) -> str:
+    """Returns the sha256 that a model file is known by: that of its seal, else of all its bytes.
+
+    Raises:
+        ArtifactError, ModelNotFound: It cannot be read.
+    """
+    data = _open(path)
+    end = bytes(data[-_SEAL_SIZE:])
+    if end.startswith(_SEAL):
+        return end[len(_SEAL) :].decode("ascii", "replace")
+    return hashlib.sha256(data).hexdigest()
+
+
 def check_seal(path: Path) -> None:
     """Refuses an .onnx file whose bytes are not those that were exported.
 

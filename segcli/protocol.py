@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard, Preprocessing
-from segcli.errors import InferenceError, UsageError
+from segcli.errors import ImageTooLarge, InferenceError, UsageError
 from segcli.fields import Field, Flipped, MeanProbability, Resized, Tiled, Upsampled
-from segcli.preprocess import preprocess, resized_hw
+from segcli.preprocess import MAX_RESIZED_PIXELS, preprocess, resized_hw
 
 _Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -67,10 +67,17 @@ class Protocol:
 
         Raises:
             InferenceError: It would be smaller than a model takes.
+            ImageTooLarge: It would be larger than any was made for.
         """
         if self.resize == "model" and scale == 1.0:
             return own
         size_hw = self._size_hw(image_hw, own, scale)
+        if max(size_hw) > _LONGEST_SIDE or size_hw[0] * size_hw[1] > MAX_RESIZED_PIXELS:
+            raise ImageTooLarge(
+                f"a {image_hw[1]}x{image_hw[0]} image becomes {size_hw[1]}x{size_hw[0]} for this "
+                f"--resize, more than {MAX_RESIZED_PIXELS} pixels or {_LONGEST_SIDE} a side",
+                hint="crop the image to a less extreme shape, or choose another size",
+            )
         if min(size_hw) < MIN_IMAGE_SIZE:
             raise InferenceError(
                 f"the model would see {size_hw[1]}x{size_hw[0]} pixels, expected at least "
@@ -179,8 +186,8 @@ def _parse_resize(text: str) -> Protocol:
         if min(width, height) >= MIN_IMAGE_SIZE and max(width, height) <= _LONGEST_SIDE:
             return Protocol(resize="size", size_hw=(height, width))
     raise UsageError(
-        f"--resize {text!r} is not model, short-side, short-side=N, native or WxH, with at least "
-        f"{MIN_IMAGE_SIZE} pixels a side"
+        f"--resize {text!r} is not model, short-side, short-side=N, native or WxH, with "
+        f"{MIN_IMAGE_SIZE} to {_LONGEST_SIDE} pixels a side"
     )
 
 

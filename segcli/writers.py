@@ -221,6 +221,31 @@ def check_place(plan: OutputPlan) -> None:
     raise OutputError(f"cannot write {plan.output or '.'!r}: {reason}")
 
 
+def refuse_other_content(path: str, starts: tuple[bytes, ...], kind: str) -> None:
+    """Refuses to replace a file that is of another kind: an input perhaps, or the truth.
+
+    Args:
+        path: That will be written; it need not exist.
+        starts: How a file of the kind begins.
+        kind: What it is called.
+
+    Raises:
+        UsageError: There is a file that begins otherwise.
+    """
+    status = file_status(path)
+    if status is None or not S_ISREG(status.st_mode) or not status.st_size:
+        return
+    try:
+        with Path(path).open("rb") as file:
+            found = file.read(max(map(len, starts)))
+    except OSError:
+        found = b""
+    if not found.startswith(starts):
+        raise UsageError(
+            f"{path!r} is there and is not {kind}: it is not replaced", hint="name another file"
+        )
+
+
 def check_folders(plan: OutputPlan) -> None:
     """Refuses an output folder that cannot be made, by making it; it is left as it was.
 

@@ -120,12 +120,17 @@ def test_no_clobber(monkeypatch):
     assert not parts()
 
 
-def test_link_is_written_through():
+def test_a_link_is_replaced_and_what_it_points_to_stays():
     Path("in/real.png").write_bytes(b"old")
     Path("link.png").symlink_to("in/real.png")
     write_atomic("link.png", b"new")
-    assert Path("link.png").is_symlink()
-    assert Path("in/real.png").read_bytes() == b"new"
+    assert not Path("link.png").is_symlink()
+    assert Path("link.png").read_bytes() == b"new"
+    assert Path("in/real.png").read_bytes() == b"old"
+    # A folder that is a link stays one.
+    Path("folder").symlink_to("in")
+    write_atomic("folder/real.png", b"newer")
+    assert Path("in/real.png").read_bytes() == b"newer"
     assert not parts() + parts("in")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from segcli.artifact import Preprocessing
-from segcli.errors import InferenceError, UsageError
+from segcli.errors import ImageTooLarge, InferenceError, UsageError
 from segcli.fields import class_map, strips
 from segcli.model import load
 from segcli.preprocess import preprocess
@@ -53,6 +53,14 @@ def test_short_side_of_models_that_keep_the_aspect():
 )
 def test_scaled_sizes(resize, scale, expected):
     assert size(parse(resize), (480, 640), scale=scale) == expected
+
+
+def test_what_is_too_large_for_any_model_is_an_error():
+    for image_hw in ((1, 4000), (4000, 1)):
+        with pytest.raises(ImageTooLarge, match="becomes"):
+            parse("short-side").preprocessing(image_hw, SQUASH)
+    with pytest.raises(ImageTooLarge):
+        parse("native").preprocessing((8001, 8000), SQUASH, 4.0)
 
 
 def test_what_is_too_small_for_a_model_is_an_error():

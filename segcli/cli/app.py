@@ -121,6 +121,9 @@ def _run(args: list[str], told: "_Told", *, debug: bool) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else ExitCode.BUG
     except SegcliError as error:
+        if told.to_stop is not None:
+            # What a library makes of an interrupt within it.
+            return told.to_stop
         console.show_error(error)
         _trace(debug)
         return error.exit_code
@@ -173,10 +176,12 @@ def _stoppable() -> Iterator[_Told]:
 
 
 def _open_standard_streams() -> None:
-    # Where one is closed Python has None, and the next file opened would get its number.
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    # Where one is closed Python has None, and the next file opened would get its number. Results
+    # that nobody takes are an error, as on a full disk: there stdout cannot be written.
+    modes = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
+    for number, (name, mode) in enumerate(modes):
         if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
+            null = os.open(os.devnull, mode)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)

@@ -12,7 +12,7 @@ import typer
 from segcli.cli import options as o
 from segcli.errors import InferenceError, UsageError
 from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
-from segcli.writers import OutputPlan, check_place
+from segcli.writers import OutputPlan, check_place, refuse_other_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -192,8 +192,9 @@ def _check_output(output: str | None) -> None:
 
     if output is None:
         return
-    if Path(output).suffix not in SUFFIXES or Path(output).is_dir():
+    if not output.endswith(SUFFIXES) or Path(output).is_dir():
         raise UsageError(f"-o {output!r} is not a file that ends in {' or '.join(SUFFIXES)}")
+    refuse_other_content(output, (b"\x93NUMPY", b"PK"), "an array file")
     check_place(OutputPlan("file", output, ()))
 
 
@@ -208,7 +209,8 @@ def _kept(
         try:
             rows.add(outcome.embedding)
         except InferenceError as error:
-            yield replace(outcome, status="error", embedding=None, error=error)
+            named = InferenceError(f"{outcome.path!r}: {error}", hint=error.hint)
+            yield replace(outcome, status="error", embedding=None, error=named)
             continue
         names.append(outcome.path)
         yield replace(outcome, embedding=None, outputs=(output,), row=rows.count - 1)

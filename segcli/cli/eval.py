@@ -1,18 +1,30 @@
 """``segcli eval``: how well a model does on a labelled folder."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from segcli.cli import options as o
 from segcli.errors import ExitCode, ImageError, UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, file_identity, open_sources
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    check_arguments,
+    file_identity,
+    is_segcli_png,
+    open_sources,
+)
+from segcli.onnx_file import digest
+from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
     from segcli.class_truth import ClassIds, LabelledImage
@@ -24,6 +36,9 @@ if TYPE_CHECKING:
     from segcli.model import Model
     from segcli.pipeline import RunOptions
     from segcli.protocol import Protocol
+
+# 18 pixels each: more make pictures that no viewer opens.
+_MOST_DRAWN = 256
 
 # The state is written so often, and at the end.
 _SAVE_EVERY_S = 10.0
@@ -41,7 +56,14 @@ class Layout(StrEnum):
 
 
 def evaluate(
-    inputs: o.Inputs = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUTS",
+            show_default="the images of the data set that --truth is",
+            help="Image files or folders.",
+        ),
+    ] = None,
     truth: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +101,8 @@ def evaluate(
     ] = None,
     loss: Annotated[bool, typer.Option("--loss", help="The mean cross-entropy, too.")] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only N images; with --state, N that it lacks."),
     ] = None,
     state: Annotated[
         str | None,
@@ -138,6 +161,8 @@ def evaluate(
     if STDIN in args:
         raise UsageError("stdin ('-') is one image, and has no truth")
     protocol = parse_protocol(resize, tile, overlap, augment)
+    _check_files(state, table, picture)
+    has_list = files_from is not None or files0_from is not None
     walk: dict[str, Any] = {
         "recursive": recursive,
         "extensions": (*DEFAULT_EXTENSIONS, *(ext or ())),
@@ -171,27 +196,31 @@ def evaluate(
             protocol=protocol,
         )
         if loaded.card.task == "classification" and (
-            split or reduce_labels is not None or loss or layout is not Layout.AUTO
+            split or reduce_labels is not None or loss or picture or layout is not Layout.AUTO
         ):
             raise UsageError(
-                f"{loaded.card.name!r} is a classifier: --layout, --split, --reduce-labels and "
-                "--loss are for segmentation"
+                f"{loaded.card.name!r} is a classifier: --layout, --split, --reduce-labels, "
+                "--loss and --confusion are for segmentation"
+            )
+        if picture is not None and len(loaded.card.class_names) > _MOST_DRAWN:
+            raise UsageError(
+                f"--confusion draws up to {_MOST_DRAWN} classes, the model has "
+                f"{len(loaded.card.class_names)}"
             )
         dataset = _open_dataset(loaded, truth, layout, split, reduce_labels)
-        if dataset and dataset.images and _is_root(args, truth):
+        if dataset and dataset.images and not has_list and _is_root(args, truth):
             args, walk["recursive"] = [dataset.images], True
         check_arguments(args, **walk)
         sources: Iterable[Source] = open_sources(args, **walk, stdin=sys.stdin.buffer)
         sources = islice(sources, limit) if dataset is None else sources
         identity = {
             "model": loaded.card.name,
-            "weights_sha256": loaded.card.weights_sha256,
-            "precision": loaded.card.precision,
+            "model_sha256": digest(loaded.path),
             "truth": truth,
             "split": dataset.split if dataset else None,
             "reduce_labels": dataset.reduce_labels if dataset else False,
             "ignore_index": ignore_index,
-            "protocol": repr(protocol),
+            **{key: str(value) for key, value in asdict(protocol).items()},
             "loss": loss,
         }
         run.announce(loaded, talk)
@@ -221,6 +250,34 @@ def evaluate(
             _write_lines(found, out)
         talk.note(f"{found['images']} images, {failed} failed, on {loaded.provider}")
     raise typer.Exit(ExitCode.SOME_FAILED if failed else ExitCode.OK)
+
+
+def _check_files(state: str | None, table: str | None, picture: str | None) -> None:
+    """Refuses files that cannot be written, or that are something else: an image, or the truth.
+
+    Raises:
+        UsageError: Two are one, one has another suffix, or is there and is no such file.
+        OutputError: One cannot be written.
+    """
+    given = [path for path in (state, table, picture) if path is not None]
+    if len({os.path.realpath(path) for path in given}) < len(given):
+        raise UsageError("--state, --csv and --confusion are files of their own")
+    for path in given:
+        if not Path(path).name or path == "-" or path.endswith("/") or Path(path).is_dir():
+            raise UsageError(f"{path!r} is no file name")
+        plan = OutputPlan("file", path, ())
+        check_place(plan)
+        check_folders(plan)
+    if picture is not None:
+        if not picture.lower().endswith(".png"):
+            raise UsageError(f"--confusion {picture!r} does not end in .png")
+        if Path(picture).exists() and not is_segcli_png(picture):
+            raise UsageError(
+                f"{picture!r} is there and segcli did not write it: it is not replaced",
+                hint="name another file",
+            )
+    if table is not None:
+        refuse_other_content(table, (b"path,status,",), "a table of images")
 
 
 class EvalFiles(NamedTuple):
@@ -344,8 +401,6 @@ def _figures(
     loss: bool,
 ) -> dict[str, Any]:
     """Returns what ``--json`` writes."""
-    from dataclasses import asdict
-
     from segcli.evaluate import figures
 
     found: dict[str, Any] = {

@@ -148,6 +148,8 @@ def export(
         raise UsageError(f"-o {output!r} does not name a file that ends in .onnx")
     if checkpoint == "":
         raise UsageError("--checkpoint is empty")
+    if layers is not None and not all(name.strip() for name in layers.split(",")):
+        raise UsageError(f"--layers {layers!r} has an empty name")
     if layers is not None and task is not ExportTask.FEATURES:
         raise UsageError("--layers goes with --task features")
     size_hw = _parse_size(image_size)
@@ -171,7 +173,7 @@ def export(
         request,
         name=card_name or request.name,
         task=task.value if task else request.task,
-        layers=tuple(filter(None, (layers or "").split(","))),
+        layers=tuple(dict.fromkeys(name.strip() for name in (layers or "").split(","))),
         variant=variant,
         labels=read_labels(Path(labels)) if labels else None,
         size_hw=size_hw,

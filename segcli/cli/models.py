@@ -141,6 +141,8 @@ def verify(
     from segcli.store import cache_entry, distrust, is_path, locate, sha256_of
 
     def state_of_file(path: Path) -> str:
+        if not path.exists():
+            return "absent"
         try:
             read_card(path)
             check_seal(path)

@@ -106,7 +106,11 @@ AllowTruncated = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("-n", "--dry-run", help="Only print what would be read, and written."),
+    typer.Option(
+        "-n",
+        "--dry-run",
+        help="Only print what would be read, and written; models and images are not opened.",
+    ),
 ]
 Null = Annotated[
     bool,

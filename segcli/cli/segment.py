@@ -151,6 +151,9 @@ def segment(
     args = inputs or []
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
+    if not 0 <= opacity <= 1:
+        # Not a number passes for any range.
+        raise UsageError(f"--opacity {opacity} is not from 0 to 1")
     if skip_existing and no_clobber:
         raise UsageError("--skip-existing and --no-clobber exclude each other")
     has_list = files_from is not None or files0_from is not None
@@ -272,7 +275,9 @@ def parse_mask_size(text: str | None, plan: OutputPlan, protocol: "Protocol") ->
         return "logits"
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if match is None:
-        raise UsageError(f"--mask-size {text!r} is not logits or WxH, such as 640x480")
+        raise UsageError(
+            f"--mask-size {text!r} is not logits or WxH such as 640x480, up to five digits"
+        )
     return int(match[2]), int(match[1])
 
 

@@ -116,3 +116,15 @@ def test_other_models_name_the_right_command(segcli, tiny_model, features, pictu
     ran = segcli("segment", "a.png", "-m", features, "-o", "x.png")
     assert (ran.code, "use 'segcli embed' with it" in ran.err) == (2, True)
     assert segcli("embed", "a.png", "--jsonl").code == 2
+
+
+def test_an_input_is_not_written_over(embed, picture):
+    picture("a.npy.png").rename("a.npy")
+    before = Path("a.npy").read_bytes()
+    ran = embed("a.npy", "-o", "a.npy")
+    assert (ran.code, ran.out) == (2, "")
+    assert "is there and is not an array file" in ran.err
+    assert Path("a.npy").read_bytes() == before
+    picture("b.png")
+    assert embed("b.png", "-o", "x.npy").code == 0
+    assert embed("b.png", "-o", "x.npy").code == 0

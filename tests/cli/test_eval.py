@@ -160,7 +160,7 @@ def test_going_on_from_a_state(evaluate, labelled, tiny_model, segcli):
     # Of another protocol, it is refused.
     ran = evaluate(*labelled, "--state", "state.json", "--resize", "64x64")
     assert ran.code == 2
-    assert "is of another run: its protocol" in ran.err
+    assert "is of another run: its resize is 'model', this run's 'size'" in ran.err
 
 
 def test_an_interrupt_keeps_what_is_counted(command, labelled, tiny, picture, segcli):
@@ -259,3 +259,50 @@ def test_options_of_segmentation_do_not_go_with_a_classifier(classify, picture):
     ran = classify("val", "-r", "--truth", "val", "--loss")
     assert ran.code == 2
     assert "is a classifier" in ran.err
+
+
+def test_a_list_restricts_as_arguments_do(evaluate, picture):
+    for split in ("val", "test"):
+        for name in ("a", "b"):
+            picture(f"set/images/{split}/{name}.png", (8, 6), 4)
+            Path(f"set/annotations/{split}").mkdir(parents=True, exist_ok=True)
+            truth = np.full((6, 8), BLUE, np.uint8)
+            truth[:, :4] = RED
+            Image.fromarray(truth).save(f"set/annotations/{split}/{name}.png")
+    for place in ("set", "set/annotations/val"):
+        args = ("--files-from", "-", "--truth", place, "--json")
+        found = json.loads(evaluate(*args, stdin=b"set/images/val/b.png\n").out)
+        assert (found["images"], found["miou"]) == (1, 1)
+    # The truth that was named is the one that is used, or none.
+    ran = evaluate("set/images/test", "--truth", "set/annotations/val", "--json")
+    assert ran.code == 0
+    Path("set/annotations/val/a.png").unlink()
+    ran = evaluate("set/images/test", "--truth", "set/annotations/val", "--json")
+    assert (ran.code, json.loads(ran.out)["images"]) == (1, 1)
+    assert "no truth for 'set/images/test/a.png'" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["--csv", "images/0/0.png"], 2, "is there and is not a table of images"),
+        (["--confusion", "labels/0/0.png"], 2, "is there and segcli did not write it"),
+        (["--confusion", "c.jpg"], 2, "does not end in .png"),
+        (["--csv", "x", "--state", "./x"], 2, "are files of their own"),
+        (["--csv", "-"], 2, "is no file name"),
+        (["--csv", "images"], 2, "is no file name"),
+        (["--csv", "images/0/0.png/x.csv"], 5, "is not a folder"),
+    ],
+)
+def test_no_file_is_lost_and_no_work(evaluate, labelled, args, code, says):
+    before = {path: path.read_bytes() for path in Path().rglob("*.png")}
+    ran = evaluate(*labelled, *args)
+    assert (ran.code, ran.out) == (code, "")
+    assert says in ran.err
+    assert {path: path.read_bytes() for path in Path().rglob("*.png")} == before
+
+
+def test_its_own_files_are_replaced(evaluate, labelled):
+    args = (*labelled, "--csv", "i.csv", "--confusion", "c.png")
+    assert evaluate(*args).code == 0
+    assert evaluate(*args).code == 0

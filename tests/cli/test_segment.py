@@ -690,3 +690,19 @@ def test_more_threads_than_cores(seg, picture):
     ran = seg("a.png", "-o", "b.png", "--threads", "100000")
     assert (ran.code, ran.out) == (2, "")
     assert "cores of this machine" in ran.err
+
+
+def test_an_odd_image_does_not_end_the_run(seg, picture):
+    picture("a.png", (64, 64)), picture("thin.png", (4000, 1)), picture("z.png", (64, 64))
+    ran = seg("a.png", "thin.png", "z.png", "-o", "out", "--resize", "short-side=512", "--jsonl")
+    assert ran.code == 1
+    found = records(ran.out)
+    assert [r["status"] for r in found] == ["ok", "error", "ok"]
+    assert found[1]["error"]["code"] == "too_large"
+    assert "thin.png" in found[1]["error"]["message"]
+
+
+def test_opacity_that_is_no_number(seg, picture):
+    ran = seg(picture(), "-o", "x.png", "-f", "overlay", "--opacity", "nan")
+    assert ran.code == 2
+    assert "--opacity nan" in ran.err

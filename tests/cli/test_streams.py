@@ -105,7 +105,11 @@ def test_closed_stdout(command, picture, tiny_model, tmp_path, monkeypatch):
     done = in_shell(command, ">&-", "segment", "-m", tiny_model(), picture(), "-o", "x.png")
     assert Path("x.png").is_file()
     assert b"Traceback" not in done.stderr
-    assert done.returncode != 70
+    # Nobody could be told the file's name; and an image for stdout would be lost.
+    assert done.returncode == 5
+    done = in_shell(command, ">&-", "segment", "-m", tiny_model(), picture(), "-o", "-")
+    assert done.returncode == 5
+    assert b"cannot write to stdout" in done.stderr
 
 
 def test_closed_stdin(command, picture, tiny_model, tmp_path, monkeypatch):
