@@ -39,8 +39,10 @@ GROUPS = (
         "selfcheck",
         "measurements",
         "sample_images",
+        "thumbnail",
+        "report_figures",
     },
-    {"model", "inputs", "writers", "encode", "protocol"},
+    {"model", "inputs", "writers", "encode", "protocol", "report", "report_page"},
     {
         "pipeline",
         "evaluate",
@@ -69,8 +71,10 @@ PURE = (
     "evaluate",
     "cross_entropy",
     "confusion_picture",
+    "thumbnail",
+    "report_figures",
 )
-HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
+HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml", "jinja2")
 
 
 class Import:
