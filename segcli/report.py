@@ -31,7 +31,7 @@ _Image: TypeAlias = npt.NDArray[np.uint8]
 _ClassMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _Shares: TypeAlias = Sequence[tuple[int, str, float]]
 
-_JPEG_QUALITY = 80
+_JPEG_QUALITY = 75
 _CHUNK_BYTES = 1 << 16
 # A table of more classes than this has cells too small for their numbers.
 _MOST_NUMBERS = 32

@@ -67,8 +67,14 @@ def open_templates() -> Environment:
         finalize=shown,
     )
     made.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    made.filters["digits"] = lambda v: f"{v:.4g}" if isinstance(v, float) else v
+    made.filters["digits"] = _digits
     return made
+
+
+def _digits(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else value
 
 
 def read_data(name: str) -> str:

@@ -134,6 +134,12 @@
     });
   }
 
+  // The list of classes sticks below the tools, which take another line where the window is narrow.
+  const tools = document.querySelector(".tools");
+  new ResizeObserver(() => {
+    document.documentElement.style.setProperty("--tools", `${tools.offsetHeight}px`);
+  }).observe(tools);
+
   // A browser keeps a form's state over a reload.
   filter();
   sort();
