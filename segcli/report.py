@@ -6,8 +6,6 @@ a model's card says are data: the templates escape them, and the page's own poli
 (Content-Security-Policy) runs no script but ours and loads nothing.
 """
 
-import base64
-import hashlib
 import io
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,22 +21,27 @@ from segcli.artifact import ModelCard
 from segcli.atomic import open_atomic
 from segcli.image_io import encode_id_png, encode_jpeg
 from segcli.report_figures import row_shares, timings, worst_mistakes
-from segcli.report_page import Spool, data_uri, describe_preprocessing, open_templates, read_data
+from segcli.report_page import (
+    Spool,
+    data_uri,
+    describe_preprocessing,
+    open_templates,
+    policy_hash,
+    read_data,
+)
 
 Kind = Literal["segment", "classify", "eval"]
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
 _ClassMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-_Shares: TypeAlias = Sequence[tuple[int, str, float]]
 
 _JPEG_QUALITY = 75
-_CHUNK_BYTES = 1 << 16
 # A table of more classes than this has cells too small for their numbers.
 _MOST_NUMBERS = 32
 
 
 class Report:
-    """Writes one page; without ``close()`` there is none.
+    """Writes one page, from one thread; without ``close()`` there is none.
 
     Args:
         path: The page's file, replaced if it is there.
@@ -54,6 +57,8 @@ class Report:
         templates = open_templates()
         self._page = templates.get_template("report.html.j2")
         self._macros: Any = templates.get_template("report.entry.html.j2").module
+        # Void is 255 or more: with more classes than that, ids take two channels.
+        self._wide = len(card.class_names) > 255
         self._pixels = np.zeros(len(card.class_names), np.int64)
         self._elapsed_ms = array("d")
         self._count = self._failed = 0
@@ -169,7 +174,7 @@ class Report:
         record: Mapping[str, Any],
         thumbnail: _Image,
         maps: Iterable[tuple[str, _ClassMap]],
-        shares: _Shares,
+        shares: Sequence[tuple[int, str, float]],
         keys: Mapping[str, Any],
     ) -> None:
         elapsed_ms = record.get("elapsed_ms")
@@ -184,11 +189,16 @@ class Report:
             data,
             data_uri("image/jpeg", encode_jpeg(thumbnail, _JPEG_QUALITY)),
             thumbnail.shape,
-            [(name, data_uri("image/png", encode_id_png(ids))) for name, ids in maps],
+            [(name, self._encode_ids(ids)) for name, ids in maps],
             shares,
             self._colors,
         )
         self._entries.write(entry)
+
+    def _encode_ids(self, ids: _ClassMap) -> Markup:
+        # By the number of classes, not by the array's type: a file of labels may have either.
+        stored = ids.astype(np.uint16) if self._wide else np.minimum(ids, 255).astype(np.uint8)
+        return data_uri("image/png", encode_id_png(stored))
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Writes the page.
@@ -201,7 +211,7 @@ class Report:
             OutputWriteError: The system does not let it be written.
         """
         with self._files, open_atomic(self._path) as file:
-            page = io.BufferedWriter(file, _CHUNK_BYTES)
+            page = io.BufferedWriter(file)
             for part in self._page.generate(self._context(summary)):
                 page.write(part.encode())
             page.flush()
@@ -233,7 +243,7 @@ class Report:
                 for i in listed
             ],
             "colors": [[i, *card.palette[i]] for i in listed] if self._colors else [],
-            "wide": len(card.class_names) > 256,
+            "wide": self._wide,
             "timings": timings(self._elapsed_ms),
             "evaluated": evaluated,
             "confusion": row_shares(confusion),
@@ -241,7 +251,7 @@ class Report:
             "numbered": len(confusion) <= _MOST_NUMBERS,
             "style": Markup(read_data("report.css")),
             "script": Markup(script),
-            "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "script_hash": policy_hash(script),
             "entries": self._entries.parts(),
             "failures": self._failures.parts(),
         }

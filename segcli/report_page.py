@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,11 @@ def _digits(value: Any) -> Any:  # noqa: ANN401
 def read_data(name: str) -> str:
     """Returns a file of the package's data."""
     return files("segcli.data").joinpath(name).read_text("utf-8")
+
+
+def policy_hash(script: str) -> str:
+    """Returns what a Content-Security-Policy calls a script by (CSP level 3, 2.3.1)."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def data_uri(kind: str, data: bytes) -> Markup:

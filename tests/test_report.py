@@ -308,6 +308,34 @@ def test_ids_above_256_classes(write):
     assert json.loads(page.text("script", type="application/json"))["wide"] is True
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "stored", "expected"),
+    [(300, np.uint8, [3, 200]), (11, np.uint16, [3, 200]), (256, np.uint8, [3, 200])],
+)
+def test_ids_are_stored_by_the_number_of_classes(write, num_classes, stored, expected):
+    ids = np.array([[3, 200]], stored)
+    _, page = write(
+        lambda r: r.add_evaluation("a.jpg", {}, THUMBNAIL[:1, :2], ids, ids.astype(np.uint16)),
+        "eval",
+        class_names=tuple(map(str, range(num_classes))),
+        palette=((9, 9, 9),) * num_classes,
+    )
+    wide = json.loads(page.text("script", type="application/json"))["wide"]
+    for canvas in page.all("canvas"):
+        pixels = ids_of(canvas["data-ids"]).astype(int)
+        assert (pixels.ndim == 3) is wide
+        values = pixels[..., 0] + 256 * pixels[..., 1] if wide else pixels
+        assert values.tolist() == [expected]
+
+
+def test_void_of_16_bits_is_void_where_ids_have_8(write):
+    truth = np.array([[65535, 256 + 1]], np.uint16)
+    _, page = write(
+        lambda r: r.add_evaluation("a.jpg", {}, THUMBNAIL[:1, :2], truth, truth * 0), "eval"
+    )
+    assert ids_of(page.all("canvas")[1]["data-ids"]).tolist() == [[255, 255]]
+
+
 def test_timings_only_where_there_are_times(write):
     slow = record("a.jpg", elapsed_ms=8.0)
     _, page = write(lambda r: r.add_segmentation(slow, THUMBNAIL, IDS))

@@ -15,7 +15,7 @@
   });
   const entryOf = new Map(entries.map((entry) => [entry.element, entry]));
 
-  // A pixel's grey value is its class id; above 256 classes red is the low byte, green the high one.
+  // A pixel's grey value is its class id; above 255 classes red is the low byte, green the high one.
   async function readIds(canvas) {
     const picture = new Image();
     picture.src = canvas.dataset.ids;
