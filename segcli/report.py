@@ -21,14 +21,7 @@ from segcli.artifact import ModelCard
 from segcli.atomic import open_atomic
 from segcli.image_io import encode_id_png, encode_jpeg
 from segcli.report_figures import row_shares, timings, worst_mistakes
-from segcli.report_page import (
-    Spool,
-    data_uri,
-    describe_preprocessing,
-    open_templates,
-    policy_hash,
-    read_data,
-)
+from segcli.report_page import Spool, data_uri, describe_preprocessing, open_templates, page_assets
 
 Kind = Literal["segment", "classify", "eval"]
 
@@ -36,6 +29,7 @@ _Image: TypeAlias = npt.NDArray[np.uint8]
 _ClassMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 _JPEG_QUALITY = 75
+_DRAWN = ("schema", "classes", "confusion")
 # A table of more classes than this has cells too small for their numbers.
 _MOST_NUMBERS = 32
 
@@ -219,14 +213,11 @@ class Report:
             page.detach()
 
     def _context(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        card, script = self._card, read_data("report.js")
-        drawn = {"classes", "confusion", "schema"}
+        card = self._card
         evaluated = summary.get("classes") or ()
-        occurring = np.flatnonzero(self._pixels).tolist()
-        listed = sorted(
-            {*occurring, *(row["class_id"] for row in evaluated if row["pixels"])},
-            key=lambda i: (-self._pixels[i], i),
-        )
+        found = {row["class_id"] for row in evaluated if row["pixels"]}
+        found.update(np.flatnonzero(self._pixels).tolist())
+        listed = sorted(found, key=lambda i: (-self._pixels[i], i))
         total = max(1, int(self._pixels.sum()))
         confusion = np.array(summary.get("confusion") or np.zeros((0, 0)), np.int64)
         return {
@@ -235,7 +226,7 @@ class Report:
             "preprocessing": describe_preprocessing(card.preprocessing),
             "provider": self._provider,
             "command": self._command,
-            "summary": {k: v for k, v in summary.items() if k not in drawn},
+            "summary": {k: v for k, v in summary.items() if k not in _DRAWN},
             "count": self._count,
             "failed": self._failed,
             "legend": [
@@ -249,9 +240,7 @@ class Report:
             "confusion": row_shares(confusion),
             "mistakes": worst_mistakes(confusion),
             "numbered": len(confusion) <= _MOST_NUMBERS,
-            "style": Markup(read_data("report.css")),
-            "script": Markup(script),
-            "script_hash": policy_hash(script),
+            **page_assets(),
             "entries": self._entries.parts(),
             "failures": self._failures.parts(),
         }

@@ -83,9 +83,18 @@ def read_data(name: str) -> str:
     return files("segcli.data").joinpath(name).read_text("utf-8")
 
 
-def policy_hash(script: str) -> str:
-    """Returns what a Content-Security-Policy calls a script by (CSP level 3, 2.3.1)."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def page_assets() -> dict[str, str]:
+    """Returns the page's style and script, and what its policy calls the script by.
+
+    That is the digest of CSP level 3, 2.3.1: any other script is refused.
+    """
+    script = read_data("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "style": Markup(read_data("report.css")),
+        "script": Markup(script),
+        "script_hash": digest,
+    }
 
 
 def data_uri(kind: str, data: bytes) -> Markup:

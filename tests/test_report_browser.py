@@ -1,16 +1,18 @@
 """The page in a real browser, headless and without a network: what people see and do there."""
 
-import html
 import json
-import re
+import os
+import select
 import shutil
 import subprocess
-from itertools import count
+import sys
 
 import numpy as np
 import pytest
 
 from segcli.report import Report
+
+fcntl = pytest.importorskip("fcntl")
 
 pytestmark = pytest.mark.slow
 
@@ -23,15 +25,10 @@ TRUTH = np.where(np.arange(30)[:, None] < 15, IDS, 255).astype(np.uint8)
 THUMBNAIL = np.full((30, 40, 3), 128, np.uint8)
 
 STEPS = """
-const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const until = async (condition) => {
-  for (let i = 0; i < 200 && !condition(); i++) await sleep(50);
+  for (let i = 0; i < 400 && !condition(); i++) await new Promise((done) => setTimeout(done, 25));
 };
-const pixel = (canvas, x, y) => {
-  const copy = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
-  copy.getContext("2d").drawImage(canvas, -x, -y);
-  return [...copy.getContext("2d").getImageData(0, 0, 1, 1).data];
-};
+const pixel = (canvas, x, y) => [...canvas.getContext("2d").getImageData(x, y, 1, 1).data];
 const set = (id, value, kind) => {
   const input = document.getElementById(id);
   input.value = value;
@@ -39,66 +36,140 @@ const set = (id, value, kind) => {
 };
 const paths = () => [...document.querySelectorAll(".entry")]
   .filter((e) => e.checkVisibility()).map((e) => e.querySelector(".path").textContent);
-const found = { refused: [] };
-document.addEventListener("securitypolicyviolation", (e) => found.refused.push(e.blockedURI));
-addEventListener("load", async () => {
-  try {
-    await until(() => document.querySelector("canvas").width > 1);
-    %s
-  } catch (error) { found.error = String(error.stack); }
-  found.loaded = performance.getEntriesByType("resource").map((e) => e.name)
-    .filter((name) => !name.startsWith("data:"));
-  document.body.innerHTML = "<pre id=found></pre>";
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
+const found = {};
+await until(() => document.querySelector("canvas").width > 1);
 """
 
 
-@pytest.fixture
-def browse(tmp_path):
-    """Loads a page in a browser; returns what it is afterwards and what the console had to say."""
+class Browser:
+    """A headless Chromium that is spoken to in the DevTools protocol, over a pair of pipes.
+
+    Args:
+        program: Of the browser.
+        profile: An empty folder.
+    """
+
+    def __init__(self, program, profile):
+        its_input, self.to = os.pipe()
+        self.of, its_output = os.pipe()
+        # It wants 3 and 4; only from above them can neither be overwritten before it is moved.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (its_input, its_output)]
+        for end in (its_input, its_output):
+            os.close(end)
+        start = (
+            "import os, sys\n"
+            f"os.dup2({ends[0]}, 3), os.dup2({ends[1]}, 4)\n"
+            "os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", start, program, "--remote-debugging-pipe"),
+                *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+                *("--window-size=1200,1000", "--host-resolver-rules=MAP * ~NOTFOUND"),
+                f"--user-data-dir={profile}",
+            ],
+            pass_fds=ends,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in ends:
+            os.close(end)
+        self.buffer, self.events, self.count, self.session = b"", [], 0, None
+
+    def open(self):
+        """Opens an empty tab, which the calls from now on are for."""
+        self.events, self.session = [], None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def close(self):
+        os.close(self.to)
+        os.close(self.of)
+        self.process.terminate()
+        self.process.wait(30)
+
+    def receive(self):
+        while b"\0" not in self.buffer:
+            assert select.select([self.of], [], [], 60)[0], "the browser says nothing"
+            data = os.read(self.of, 1 << 20)
+            assert data, "the browser is gone"
+            self.buffer += data
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def hear(self, event):
+        if event.get("sessionId") == self.session:
+            self.events.append(event)
+
+    def call(self, method, **params):
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.count:
+            self.hear(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def load(self, page):
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
+            self.hear(self.receive())
+
+    def evaluate(self, code):
+        done = self.call(
+            "Runtime.evaluate",
+            expression=f"(async () => {{ {STEPS} {code}; return found; }})()",
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        assert "exceptionDetails" not in done, done
+        return done["result"]["value"]
+
+    def complaints(self):
+        """What a person would find in the console."""
+        names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [json.dumps(e["params"]) for e in self.events if e.get("method") in names]
+
+    def requests(self):
+        """What was asked for, without what is in the page itself."""
+        sent = [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        urls = [e["params"]["request"]["url"] for e in sent]
+        return [url for url in urls if not url.startswith("data:")]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A browser, the same for all tests here: it takes seconds to start and to end."""
     program = next((p for p in map(shutil.which, BROWSERS) if p), None)
     if program is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    profiles = count()
-
-    def load(page):
-        done = subprocess.run(
-            [
-                *(program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-                "--host-resolver-rules=MAP * ~NOTFOUND",
-                f"--user-data-dir={tmp_path / f'profile-{next(profiles)}'}",
-                *("--enable-logging=stderr", "--window-size=1200,1000"),
-                *("--virtual-time-budget=20000", "--dump-dom", page.as_uri()),
-            ],
-            capture_output=True,
-            timeout=120,
-            check=True,
-        )
-        errors = [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line]
-        return done.stdout.decode(), errors
-
-    return load
+    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    try:
+        yield browser
+    finally:
+        browser.close()
 
 
 @pytest.fixture
-def steps(browse):
-    """Runs steps in a page, whose own policy would refuse them; returns what they found."""
+def browser(started):
+    """A browser with an empty tab."""
+    started.open()
+    return started
+
+
+@pytest.fixture
+def steps(browser):
+    """Takes steps in a page, which runs under its own policy; returns what they found."""
 
     def run(page, code):
-        text = page.read_text("utf-8")
-        text, changed = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-        assert changed == 1
-        text = text.replace("</body>", f"<script>{STEPS % code}</script></body>")
-        copy = page.with_name("steps.html")
-        copy.write_text(text, "utf-8")
-        dom, errors = browse(copy)
-        [found] = re.findall(r'<pre id="found">(.*)</pre>', dom, re.DOTALL)
-        found = json.loads(html.unescape(found))
-        assert "error" not in found, found["error"]
-        assert errors == []
-        assert found.pop("loaded") == []
-        assert found.pop("refused") == []
+        browser.load(page)
+        found = browser.evaluate(code)
+        assert browser.complaints() == []
+        assert browser.requests() == [page.as_uri()]
         return found
 
     return run
@@ -128,19 +199,30 @@ def page(tmp_path, make_card):
     return path
 
 
-def test_loads_under_its_own_policy_without_a_word(browse, page):
-    dom, errors = browse(page)
-    assert errors == []
-    assert "<title>segcli segment: tiny</title>" in dom
-    # The script has run: it alone gives the canvases a size.
-    assert dom.count('width="40" height="30" data-ids') == 3
+def test_loads_under_its_own_policy_without_a_word(steps, page):
+    found = steps(
+        page,
+        """
+    found.title = document.title;
+    found.scripts = document.scripts.length;
+    found.painted = [...document.querySelectorAll("canvas")].map((c) => [c.width, c.height]);
+    """,
+    )
+    assert found == {
+        "title": "segcli segment: tiny",
+        "scripts": 2,
+        "painted": [[40, 30]] * 3,
+    }
 
 
-def test_a_policy_that_knows_another_script_stops_ours(browse, page):
-    page.write_text(page.read_text("utf-8").replace('"use strict";', '"use  strict";'), "utf-8")
-    dom, errors = browse(page)
-    assert any("Content Security Policy" in line for line in errors)
-    assert 'width="40" height="30" data-ids' not in dom
+def test_the_policy_stops_any_other_script(browser, page):
+    text = page.read_text("utf-8")
+    other = "<script>document.title = 'other'</script><img src='https://example.org/x.png'>"
+    page.write_text(text.replace("</main>", f"{other}</main>"), "utf-8")
+    browser.load(page)
+    found = browser.evaluate("found.title = document.title")
+    assert found == {"title": "segcli segment: tiny"}
+    assert len([c for c in browser.complaints() if "Content Security Policy" in c]) == 2
 
 
 def test_classes_are_painted_and_taken_away(steps, page):

@@ -48,7 +48,8 @@
         rgba[4 * i + 3] = 255;
       }
       Object.assign(canvas, { width, height });
-      canvas.getContext("2d").putImageData(picture, 0, 0);
+      // In plain memory: it is painted by hand, and a graphics card would hold thousands of them.
+      canvas.getContext("2d", { willReadFrequently: true }).putImageData(picture, 0, 0);
     });
   }
 
