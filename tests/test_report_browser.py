@@ -218,7 +218,7 @@ def test_loads_under_its_own_policy_without_a_word(steps, page):
 def test_the_policy_stops_any_other_script(browser, page):
     text = page.read_text("utf-8")
     other = "<script>document.title = 'other'</script><img src='https://example.org/x.png'>"
-    page.write_text(text.replace("</main>", f"{other}</main>"), "utf-8")
+    page.write_text(text.replace("</body>", f"{other}</body>"), "utf-8")
     browser.load(page)
     found = browser.evaluate("found.title = document.title")
     assert found == {"title": "segcli segment: tiny"}
