@@ -22,7 +22,8 @@ from segcli.evaluate import (
 from segcli.in_order import in_order
 from segcli.model import Model
 from segcli.pipeline import RunOptions, image_error, read_image
-from segcli.results import Classification, Segmentation
+from segcli.results import Classification, ClassMap, Segmentation, SmallPicture
+from segcli.thumbnail import small_picture
 
 
 class Judged(NamedTuple):
@@ -34,6 +35,7 @@ class Judged(NamedTuple):
         confusion: Of a segmentation.
         rank: Place of the true class, for a classifier.
         loss_sum: In nats, over the pixels that count; 0 where it is not asked for.
+        small: What a report shows of the image.
     """
 
     path: str
@@ -41,6 +43,7 @@ class Judged(NamedTuple):
     confusion: Confusion | None = None
     rank: int | None = None
     loss_sum: float = 0.0
+    small: SmallPicture | None = None
 
 
 def judge_segmentation(
@@ -88,7 +91,8 @@ def judge_segmentation(
             "pixel_accuracy": json_number(pixel_accuracy(confusion)),
             "loss": loss_sum / pixels if loss and pixels else None,
         }
-        return Judged(sample.source.path, figures, confusion, loss_sum=loss_sum)
+        small = small_picture(image, found, _shown(truth, ignore_index)) if run.small else None
+        return Judged(sample.source.path, figures, confusion, loss_sum=loss_sum, small=small)
 
     return _judged(samples, judge, run)
 
@@ -108,7 +112,8 @@ def judge_classification(
     def judge(image: LabelledImage) -> Judged:
         if isinstance(image.class_id, TruthError):
             raise image.class_id
-        answer = model(read_image(image.source, run), protocol=run.protocol)
+        pixels = read_image(image.source, run)
+        answer = model(pixels, protocol=run.protocol)
         assert isinstance(answer, Classification)
         scores = np.empty(len(answer.labels))
         for label in answer.labels:
@@ -123,9 +128,17 @@ def judge_classification(
             "predicted_id": best,
             "predicted_name": ids.names[best],
         }
-        return Judged(image.source.path, figures, rank=rank)
+        small = small_picture(pixels) if run.small else None
+        return Judged(image.source.path, figures, rank=rank, small=small)
 
     return _judged(images, judge, run)
+
+
+def _shown(truth: ClassMap, ignore_index: int) -> ClassMap:
+    """Returns the truth with what does not count as an id that no class has."""
+    shown: ClassMap = truth.astype(np.uint16)
+    shown[truth == ignore_index] = np.iinfo(np.uint16).max
+    return shown
 
 
 def _judged(

@@ -288,6 +288,19 @@ def encode_gray16_png(
     return _encode_png(Image.fromarray(values), text)
 
 
+def encode_id_png(class_map: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
+    """Encodes class ids as PNG for programs that see three channels of 8 bits, such as a browser.
+
+    Args:
+        class_map: (H, W) uint8, written as grey; or uint16, whose low byte becomes red, the high
+            one green.
+    """
+    if class_map.dtype == np.uint8:
+        return _encode_png(Image.fromarray(class_map), None)
+    low, high = (class_map & 0xFF).astype(np.uint8), (class_map >> 8).astype(np.uint8)
+    return _encode_png(Image.fromarray(np.dstack([low, high, np.zeros_like(low)])), None)
+
+
 def encode_jpeg(image: npt.NDArray[np.uint8], quality: int = 90) -> bytes:
     """Encodes (H, W, 3) uint8 RGB as baseline JPEG, ``quality`` in 1..100."""
     buffer = io.BytesIO()

@@ -24,7 +24,7 @@ from segcli.errors import (
     UsageError,
     is_out_of_memory,
 )
-from segcli.fields import class_map
+from segcli.fields import Upsampled, class_map
 from segcli.network import PLAIN, Network
 from segcli.postprocess import against_nothing, argmax_class_map, scores, top_k
 from segcli.protocol import Protocol
@@ -86,6 +86,7 @@ class Model(Network):
         protocol: Protocol = PLAIN,
         *,
         confidence: bool = False,
+        mean_confidence: bool = False,
     ) -> list[Answer | ImageError]:
         """Answers for several images; one that fails has its error in its place.
 
@@ -97,6 +98,7 @@ class Model(Network):
             sizes_hw: Height and width of each class map, or ``logits``.
             protocol: How the model is shown the images.
             confidence: Asks segmentations how sure they are, too.
+            mean_confidence: The same of the whole picture, which costs little.
 
         Raises:
             UsageError: An array is no RGB image.
@@ -106,11 +108,15 @@ class Model(Network):
         for place, image in enumerate(images):
             _check_image(image)
             try:
-                if protocol.one_look and not confidence:
+                if protocol.one_look and not confidence and not mean_confidence:
                     inputs[place] = self.prepare(image, protocol)
                 else:
                     answers[place] = self._looked(
-                        image, sizes_hw[place], protocol, confidence=confidence
+                        image,
+                        sizes_hw[place],
+                        protocol,
+                        confidence=confidence,
+                        mean_confidence=mean_confidence,
                     )
             except Exception as error:
                 answers[place] = _image_error(error)
@@ -135,14 +141,27 @@ class Model(Network):
         protocol: Protocol,
         *,
         confidence: bool,
+        mean_confidence: bool,
     ) -> Segmentation:
+        image_hw = (image.shape[0], image.shape[1])
+        field = self.field(image, image_hw if size_hw == "logits" else size_hw, protocol)
         if size_hw == "logits":
-            raise UsageError("only a class map alone, of one look, has the size of the logits")
-        field = self.field(image, size_hw, protocol)
-        if not confidence:
-            return self._segmentation(class_map(field), image)
-        found, margins = class_map_and_confidence(field, self.card.activation)
-        return replace(self._segmentation(found, image), confidence=margins)
+            if confidence or not isinstance(field, Upsampled):
+                raise UsageError("only a class map alone, of one look, has the size of the logits")
+            field = _grid(field)
+        activation = self.card.activation
+        if confidence or (mean_confidence and not isinstance(field, Upsampled)):
+            found, margins = class_map_and_confidence(field, activation)
+            answer = self._segmentation(found, image)
+            return replace(
+                answer, confidence=margins, mean_confidence=float(margins.mean(dtype=np.float64))
+            )
+        answer = self._segmentation(class_map(field), image)
+        if not mean_confidence or not isinstance(field, Upsampled):
+            return answer
+        # On the grid of the logits: the picture's own pixels would take many times as long.
+        _, margins = class_map_and_confidence(_grid(field), activation)
+        return replace(answer, mean_confidence=float(margins.mean(dtype=np.float64)))
 
     def _groups(self, inputs: dict[int, npt.NDArray[np.float32]]) -> list[list[int]]:
         """Returns the places that go through the network together."""
@@ -312,3 +331,8 @@ def _check_image(image: object) -> None:
         raise UsageError(
             f"an image of shape {image.shape} and dtype {image.dtype}, expected (H, W, 3) uint8 RGB"
         )
+
+
+def _grid(field: Upsampled) -> Upsampled:
+    """Returns logits at their own size."""
+    return Upsampled(field.logits, (field.logits.shape[1], field.logits.shape[2]))

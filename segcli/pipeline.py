@@ -30,6 +30,7 @@ from segcli.pooling import Pool, pool
 from segcli.preprocess import resized_hw
 from segcli.protocol import Protocol
 from segcli.results import Classification, Features, Outcome, Segmentation
+from segcli.thumbnail import small_picture
 from segcli.writers import Claims, Format, OutputPlan, all_exist, claim_targets
 
 # The antialiased resize to the model's size then still has something to average.
@@ -40,7 +41,7 @@ _WITHOUT_IMAGE = {Format.MASK, Format.COLOR, Format.NPY, Format.JSON, Format.CON
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
 # What is done with the answer for an image; given the Outcome to fill in.
-_Work: TypeAlias = Callable[[Answer, Outcome], Outcome]
+_Work: TypeAlias = Callable[[Answer, _Image, Outcome], Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class RunOptions:
         allow_truncated: Takes an image that is cut short as far as it goes.
         fail_fast: Stops after the first image that failed.
         protocol: How the model is shown each image.
+        small: Gives each Outcome what a report shows of its image.
         fast_decode: Decodes a JPEG at a fraction of its size, to at least ``_MARGIN`` times what
             the model sees, where no output shows the image.
     """
@@ -67,6 +69,7 @@ class RunOptions:
     allow_truncated: bool = False
     fail_fast: bool = False
     protocol: Protocol = field(default_factory=Protocol)
+    small: bool = False
     fast_decode: bool = False
 
 
@@ -143,7 +146,7 @@ def segment_images(
                     source.path, "skipped", model.card.name, "", outputs=targets, elapsed_ms=0.0
                 )
 
-        def work(answer: Answer, blank: Outcome) -> Outcome:
+        def work(answer: Answer, image: _Image, blank: Outcome) -> Outcome:
             assert isinstance(answer, Segmentation)
             for format_, target in zip(options.plan.formats, targets, strict=True):
                 data = encode_output(answer, format_, target, model.card, options.style)
@@ -158,7 +161,10 @@ def segment_images(
                 preview = render.shrink(
                     draw_overlay(answer, options.style), options.preview_columns
                 )
-            return replace(blank, outputs=targets, classes=shown, preview=preview)
+            small = None
+            if run.small:
+                small = small_picture(image, answer.class_map, confidence=answer.mean_confidence)
+            return replace(blank, outputs=targets, classes=shown, preview=preview, small=small)
 
         return work
 
@@ -174,9 +180,10 @@ def classify_images(
 ) -> Iterator[Outcome]:
     """Yields one Outcome per source, in order, with its ``k`` best labels."""
 
-    def work(answer: Answer, blank: Outcome) -> Outcome:
+    def work(answer: Answer, image: _Image, blank: Outcome) -> Outcome:
         assert isinstance(answer, Classification)
-        return replace(blank, labels=answer.labels[:k])
+        small = small_picture(image) if run.small else None
+        return replace(blank, labels=answer.labels[:k], small=small)
 
     return _run(sources, model, lambda source: work, run, stdin)
 
@@ -201,7 +208,7 @@ def embed_images(
         stdin: Read for the source ``-``.
     """
 
-    def work(answer: Answer, blank: Outcome) -> Outcome:
+    def work(answer: Answer, image: _Image, blank: Outcome) -> Outcome:
         assert isinstance(answer, Features)
         return replace(blank, embedding=pool(answer.outputs[layer], how))
 
@@ -273,8 +280,11 @@ def _run(
                 [(ask and ask.map_size) or size_hw for size_hw in sizes_hw],
                 run.protocol,
                 confidence=bool(ask and ask.confidence),
+                mean_confidence=bool(ask and run.small),
             )
-            for place, answer, size_hw in zip(places, answers, sizes_hw, strict=True):
+            for place, answer, image, size_hw in zip(
+                places, answers, images, sizes_hw, strict=True
+            ):
                 source, work, _ = batch[place]
                 blank = Outcome(source.path, "ok", model.card.name, "", size_hw=size_hw)
                 if isinstance(answer, ImageError):
@@ -282,7 +292,7 @@ def _run(
                     continue
                 assert not isinstance(work, Outcome)
                 try:
-                    outcomes[place] = work(answer, blank)
+                    outcomes[place] = work(answer, image, blank)
                 except Exception as error:
                     outcomes[place] = failed(source, error)
         share_ms = (time.perf_counter() - start - waited) / max(1, len(places)) * 1e3

@@ -51,6 +51,8 @@ class Segmentation:
         provider: ONNX Runtime's name of the provider that ran it.
         confidence: (H, W) float32 in [0, 1], each pixel's best probability less its second; None
             where it was not asked for.
+        mean_confidence: Its mean, over the grid of the logits where the map was not asked for;
+            None where neither was.
     """
 
     class_map: ClassMap
@@ -59,6 +61,7 @@ class Segmentation:
     image: npt.NDArray[np.uint8]
     provider: str
     confidence: npt.NDArray[np.float32] | None = None
+    mean_confidence: float | None = None
 
     @property
     def classes(self) -> list[ClassShare]:
@@ -113,6 +116,22 @@ class Features:
     provider: str
 
 
+class SmallPicture(NamedTuple):
+    """An image and its class maps, small enough to be shown by the thousand.
+
+    Attributes:
+        image: (h, w, 3) uint8 RGB.
+        class_ids: (h, w) uint8 or uint16; None for a classifier.
+        truth_ids: The same of the truth, for an evaluation.
+        confidence: Mean margin of the image's pixels, in [0, 1]; None where it was not asked for.
+    """
+
+    image: npt.NDArray[np.uint8]
+    class_ids: ClassMap | None = None
+    truth_ids: ClassMap | None = None
+    confidence: float | None = None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run says of one input.
@@ -125,6 +144,7 @@ class Outcome:
         classes: Largest first, for segmentation.
         labels: Best first, for classification.
         preview: (h, w, 3) uint8 RGB, what a terminal is shown; None where it is not asked for.
+        small: What a report shows of the image; None where it is not asked for.
         embedding: For features, of any shape.
         row: Place of the features in the one output, from 0.
         error: Set exactly where status is ``error``.
@@ -139,6 +159,7 @@ class Outcome:
     classes: list[ClassShare] | None = None
     labels: list[Label] | None = None
     preview: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
+    small: SmallPicture | None = field(default=None, compare=False)
     embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     row: int | None = None
     elapsed_ms: float | None = None

@@ -45,8 +45,19 @@ GROUPS = (
         "selfcheck",
         "measurements",
         "sample_images",
+        "thumbnail",
+        "report_figures",
     },
-    {"model", "network", "inputs", "writers", "encode", "protocol"},
+    {
+        "model",
+        "network",
+        "inputs",
+        "writers",
+        "encode",
+        "protocol",
+        "report",
+        "report_page",
+    },
     {
         "pipeline",
         "evaluate",
@@ -81,8 +92,10 @@ PURE = (
     "evaluate",
     "cross_entropy",
     "confusion_picture",
+    "thumbnail",
+    "report_figures",
 )
-HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml")
+HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml", "jinja2")
 
 
 class Import:

@@ -18,6 +18,7 @@ from segcli.image_io import (
     decode_labels,
     decode_reduced,
     encode_gray16_png,
+    encode_id_png,
     encode_jpeg,
     encode_palette_png,
     encode_png_rgb,
@@ -590,3 +591,13 @@ def test_labels_have_the_limits_of_images():
         decode_labels(data, "a", max_pixels=11)
     with pytest.raises(ImageDecodeError, match="truncated PNG"):
         decode_labels(data[:-20], "a")
+
+
+def test_id_png_keeps_ids_in_channels_of_8_bits():
+    narrow = np.array([[0, 7, 255]], np.uint8)
+    decoded = Image.open(io.BytesIO(encode_id_png(narrow)))
+    assert decoded.mode == "L"
+    assert np.asarray(decoded).tolist() == [[0, 7, 255]]
+    wide = np.array([[0, 255, 256, 65535]], np.uint16)
+    decoded = Image.open(io.BytesIO(encode_id_png(wide)))
+    assert np.asarray(decoded).tolist() == [[[0, 0, 0], [255, 0, 0], [0, 1, 0], [255, 255, 0]]]

@@ -16,6 +16,7 @@ from segcli.errors import (
 )
 from segcli.model import Model
 from segcli.postprocess import argmax_class_map
+from segcli.protocol import Protocol
 
 
 @pytest.fixture
@@ -404,3 +405,24 @@ def test_logits_that_are_not_finite_are_an_error_on_the_device_too(tiny_model, b
     batch[0, 1, 2, 3] = bad
     with pytest.raises(InferenceError, match="not finite"):
         session.class_maps(batch, [(8, 10)])
+
+
+def test_mean_confidence_is_of_the_logits_own_grid(tiny_model, image):
+    model = Model.open(tiny_model())
+    [answer] = model.answer([image], [(6, 8)], mean_confidence=True)
+    logits = model.infer(model.prepare(image))[0].astype(np.float64)
+    odds = np.exp(logits - logits.max(axis=0))
+    _, second, best = np.sort(odds / odds.sum(axis=0), axis=0)
+    assert answer.confidence is None
+    assert answer.mean_confidence == pytest.approx((best - second).mean(), abs=1e-6)
+    np.testing.assert_array_equal(answer.class_map, model(image).class_map)
+
+
+def test_mean_confidence_of_a_confidence_map_is_its_mean(tiny_model, image):
+    model = Model.open(tiny_model())
+    [answer] = model.answer([image], [(6, 8)], confidence=True, mean_confidence=True)
+    assert answer.mean_confidence == pytest.approx(answer.confidence.mean(), abs=1e-6)
+    [answer] = model.answer(
+        [image], [(6, 8)], Protocol(flip=True), confidence=False, mean_confidence=True
+    )
+    assert answer.mean_confidence == pytest.approx(answer.confidence.mean(), abs=1e-6)

@@ -47,6 +47,7 @@ def classify(
     fast_decode: o.FastDecode = False,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
+    report: o.Report = None,
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Only print what would be read.")
     ] = False,
@@ -79,6 +80,7 @@ def classify(
     if (as_csv or records != "text") and (dry_run or null):
         raise UsageError("--dry-run and --null go with plain text, not with records or --csv")
     end = b"\0" if null else b"\n"
+    run.check_page(report)
     walk = {
         "recursive": recursive,
         "extensions": (
@@ -124,19 +126,22 @@ def classify(
                 max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
                 allow_truncated=allow_truncated,
                 fail_fast=fail_fast,
+                small=report is not None,
                 fast_decode=fast_decode,
             ),
             stdin=sys.stdin.buffer,
         )
-        code = run.report(
-            outcomes,
-            out,
-            talk,
-            records=records,
-            timing=timing,
-            model=loaded,
-            text=_text_writer(out, end, as_csv=as_csv),
-        )
+        with run.open_page(report, "classify", loaded) as page:
+            code = run.report(
+                outcomes,
+                out,
+                talk,
+                records=records,
+                timing=timing,
+                model=loaded,
+                text=_text_writer(out, end, as_csv=as_csv),
+                page=page,
+            )
     raise typer.Exit(code)
 
 

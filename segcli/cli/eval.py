@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from segcli.model import Model
     from segcli.pipeline import RunOptions
     from segcli.protocol import Protocol
+    from segcli.report import Report
 
 # 18 pixels each: more make pictures that no viewer opens.
 _MOST_DRAWN = 256
@@ -117,6 +118,7 @@ def evaluate(
         str | None,
         typer.Option("--confusion", metavar="FILE.png", help="A picture of the confusion matrix."),
     ] = None,
+    report: o.Report = None,
     resize: o.Resize = "model",
     tile: o.Tile = None,
     overlap: o.Overlap = None,
@@ -162,6 +164,9 @@ def evaluate(
         raise UsageError("stdin ('-') is one image, and has no truth")
     protocol = parse_protocol(resize, tile, overlap, augment)
     _check_files(state, table, picture)
+    run.check_page(report)
+    if report is not None and state is not None:
+        raise UsageError("--report shows the images of one run, and --state leaves some out")
     has_list = files_from is not None or files0_from is not None
     walk: dict[str, Any] = {
         "recursive": recursive,
@@ -194,6 +199,7 @@ def evaluate(
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             fail_fast=fail_fast,
             protocol=protocol,
+            small=report is not None,
         )
         if loaded.card.task == "classification" and (
             split or reduce_labels is not None or loss or picture or layout is not Layout.AUTO
@@ -236,10 +242,13 @@ def evaluate(
             ids, paired = open_class_truth(truth, loaded.card.class_names, num_true=truth_classes)
             judged = partial(_judge_labels, paired(sources), loaded, ids, options)
             class_names = ids.names
-        counted, failed = _count(
-            judged, EvalFiles(state, table), identity, loaded, len(class_names), talk
-        )
-        found = _figures(counted, loaded, class_names, protocol, failed, loss=loss)
+        with run.open_page(report, "eval", loaded) as page:
+            counted, failed = _count(
+                judged, EvalFiles(state, table), identity, loaded, len(class_names), talk, page
+            )
+            found = _figures(counted, loaded, class_names, protocol, failed, loss=loss)
+            if page is not None:
+                page.close(found)
         if picture is not None:
             _draw_confusion(picture, counted, class_names)
         if as_json:
@@ -346,6 +355,7 @@ def _count(
     model: "Model",
     num_classes: int,
     talk: "Talk",
+    page: "Report | None",
 ) -> tuple["EvalState", int]:
     """Returns what all images come to, and how many failed."""
     from segcli.atomic import write_atomic
@@ -367,6 +377,9 @@ def _count(
                 if isinstance(one.figures, ImageError):
                     failed += 1
                     talk.image_error(one.figures)
+                    if page is not None:
+                        error = {"code": one.figures.code, "message": str(one.figures)}
+                        page.add_failure({"path": one.path, "error": error})
                 else:
                     state.add(
                         one.path,
@@ -376,6 +389,14 @@ def _count(
                         loss_sum=one.loss_sum,
                     )
                     talk.detail(csv_row(task, one.path, one.figures).rstrip())
+                    if page is not None and one.small is not None:
+                        page.add_evaluation(
+                            one.path,
+                            one.figures,
+                            one.small.image,
+                            one.small.truth_ids,
+                            one.small.class_ids,
+                        )
                 show(f"{len(state.images)} images, {failed} failed")
                 if files.state is not None and time.monotonic() - saved > _SAVE_EVERY_S:
                     state.save(files.state)

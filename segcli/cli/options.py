@@ -170,6 +170,14 @@ Threads = Annotated[
         help="Threads of one run of the network.",
     ),
 ]
+Report = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="One page to look through the run with: pictures, legend, sort, filter, failures.",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(

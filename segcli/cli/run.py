@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +13,13 @@ from segcli.cli.console import Results, Talk
 from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
 from segcli.inputs import file_status
 from segcli.registry import Registry, load_registry
+from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
     from segcli.artifact import Task
     from segcli.inputs import Source
     from segcli.model import Model
+    from segcli.report import Kind, Report
     from segcli.results import Outcome
 
 Records = Literal["text", "json", "jsonl"]
@@ -201,6 +204,7 @@ def report(
     model: "Model",
     text: Callable[["Outcome"], None],
     total: int | None = None,
+    page: "Report | None" = None,
 ) -> ExitCode:
     """Writes every Outcome as it comes and returns the run's exit code.
 
@@ -213,6 +217,7 @@ def report(
         model: For what is said of it.
         text: Writes one Outcome where records are ``text``.
         total: How many there will be, None where a list is still being read.
+        page: A report to add each to.
     """
     start = time.perf_counter()
     counts = {"ok": 0, "skipped": 0, "error": 0}
@@ -222,6 +227,8 @@ def report(
                 announce(model, talk)
             counts[outcome.status] += 1
             advance(counts)
+            if page is not None:
+                _add_to_page(page, outcome, timing=timing)
             if records == "text":
                 text(outcome)
             elif records == "jsonl":
@@ -237,6 +244,8 @@ def report(
         out.write(b"\n]\n" if sum(counts.values()) else b"[]\n")
     talk.hidden_errors()
     seconds = time.perf_counter() - start
+    if page is not None:
+        page.close({**counts, "seconds": round(seconds, 3)})
     done = sum(counts.values())
     if done > 1 or talk.verbose:
         parts = [f"{counts['ok']} done"]
@@ -250,6 +259,54 @@ def report(
             f"({done / max(seconds, 1e-9):.1f} images/s) on {model.provider}"
         )
     return ExitCode.SOME_FAILED if counts["error"] else ExitCode.OK
+
+
+@contextlib.contextmanager
+def open_page(path: str | None, kind: "Kind", model: "Model") -> "Iterator[Report | None]":
+    """Yields a report that is written when it is closed, or None without a path.
+
+    Raises:
+        UsageError: The path names no .html file, or a file that is no report.
+        OutputError: It cannot be written.
+    """
+    if path is None:
+        yield None
+        return
+    from segcli.report import Report
+
+    command = shlex.join(["segcli", *sys.argv[1:]])
+    with Report(path, kind, model.card, model.provider, command) as page:
+        yield page
+
+
+def check_page(path: str | None) -> None:
+    """Refuses a path of ``--report`` before any work.
+
+    Raises:
+        UsageError: It names no .html file, or a file that is something else.
+        OutputError: It cannot be written.
+    """
+    if path is None:
+        return
+    if not path.lower().endswith((".html", ".htm")) or Path(path).is_dir():
+        raise UsageError(f"--report {path!r} is not a file that ends in .html")
+    from segcli.report_page import PAGE_START
+
+    plan = OutputPlan("file", path, ())
+    check_place(plan)
+    check_folders(plan)
+    refuse_other_content(path, (PAGE_START,), "a report")
+
+
+def _add_to_page(page: "Report", outcome: "Outcome", *, timing: bool) -> None:
+    record = outcome.to_dict(timing=timing)
+    if outcome.error is not None:
+        page.add_failure(record)
+    elif outcome.small is not None and outcome.small.class_ids is not None:
+        small = outcome.small
+        page.add_segmentation(record, small.image, outcome.small.class_ids, small.confidence)
+    elif outcome.small is not None:
+        page.add_classification(record, outcome.small.image)
 
 
 @contextlib.contextmanager

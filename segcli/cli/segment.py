@@ -128,6 +128,7 @@ def segment(
     fast_decode: o.FastDecode = False,
     offline: o.Offline = False,
     registry: o.RegistryFile = None,
+    report: o.Report = None,
     dry_run: o.DryRun = False,
     null: o.Null = False,
     as_json: o.Json = False,
@@ -165,6 +166,7 @@ def segment(
     end = b"\0" if null else b"\n"
     if Format.CUTOUT in plan.formats and classes is None:
         raise UsageError("-f cutout needs --classes, which stay opaque")
+    run.check_page(report)
     protocol = parse_protocol(resize, tile, overlap, augment)
     map_size = parse_mask_size(mask_size, plan, protocol)
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
@@ -238,21 +240,24 @@ def segment(
                 allow_truncated=allow_truncated,
                 fail_fast=fail_fast,
                 protocol=protocol,
+                small=report is not None,
                 fast_decode=fast_decode,
             ),
             stdin=sys.stdin.buffer,
             write_stdout=out.write,
         )
-        code = run.report(
-            outcomes,
-            out,
-            talk,
-            records=records,
-            timing=timing,
-            model=loaded,
-            text=_text_writer(out, plan, end, palette if single else None),
-            total=None if has_list else named,
-        )
+        with run.open_page(report, "segment", loaded) as page:
+            code = run.report(
+                outcomes,
+                out,
+                talk,
+                records=records,
+                timing=timing,
+                model=loaded,
+                text=_text_writer(out, plan, end, palette if single else None),
+                total=None if has_list else named,
+                page=page,
+            )
     raise typer.Exit(code)
 
 
