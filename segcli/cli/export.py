@@ -148,7 +148,8 @@ def export(
         raise UsageError(f"-o {output!r} does not name a file that ends in .onnx")
     if checkpoint == "":
         raise UsageError("--checkpoint is empty")
-    if layers is not None and not all(name.strip() for name in layers.split(",")):
+    chosen = [] if layers is None else [name.strip() for name in layers.split(",")]
+    if not all(chosen):
         raise UsageError(f"--layers {layers!r} has an empty name")
     if layers is not None and task is not ExportTask.FEATURES:
         raise UsageError("--layers goes with --task features")
@@ -173,7 +174,7 @@ def export(
         request,
         name=card_name or request.name,
         task=task.value if task else request.task,
-        layers=tuple(dict.fromkeys(name.strip() for name in (layers or "").split(","))),
+        layers=tuple(dict.fromkeys(chosen)),
         variant=variant,
         labels=read_labels(Path(labels)) if labels else None,
         size_hw=size_hw,
