@@ -18,19 +18,15 @@ from segcli.atomic import write_atomic
 from segcli.encode import encode_output
 from segcli.errors import ImageError, OutputError, UsageError
 from segcli.inputs import Source, join
+from segcli.jobs import ClassifyJob, Job, SegmentJob
 from segcli.machine import cpu_name, peak_rss_bytes
 from segcli.measurements import Benchmark, BenchOptions, Stage, Throughput
 from segcli.model import Model
-from segcli.pipeline import (
-    RunOptions,
-    SegmentOptions,
-    classify_images,
-    read_image,
-    segment_images,
-)
+from segcli.pipeline import run_images
+from segcli.reading import RunOptions, read_image
 from segcli.results import Segmentation
 from segcli.sample_images import write_images
-from segcli.writers import Claims, Format, OutputPlan
+from segcli.writers import Format, OutputPlan
 
 # Without a number of runs: as many as fit, but enough for a median and few enough to end.
 BUDGET_S = 5.0
@@ -227,24 +223,13 @@ def _drain(
         replace(source, relative=f"{i}.png")
         for i, source in enumerate(islice(cycle(sources), count))
     )
-    stdin = io.BytesIO()
-    if model.card.task == "classification":
-        outcomes = classify_images(repeated, model, _TOP_K, run, stdin=stdin)
-    else:
-        outcomes = segment_images(
-            repeated,
-            model,
-            Claims(),
-            _writing(folder),
-            run,
-            stdin=stdin,
-            write_stdout=lambda _: None,
-        )
+    job: Job = ClassifyJob(_TOP_K) if model.card.task == "classification" else _writing(folder)
+    outcomes = run_images(repeated, model, job, run, stdin=io.BytesIO())
     # No loop: so Ctrl-C lands in the generator, which ends its workers before the folder goes.
     for outcome in list(outcomes):
         if outcome.error:
             raise outcome.error
 
 
-def _writing(folder: str) -> SegmentOptions:
-    return SegmentOptions(plan=OutputPlan("folder", join(folder, "out"), (Format.MASK,)))
+def _writing(folder: str) -> SegmentJob:
+    return SegmentJob(plan=OutputPlan("folder", join(folder, "out"), (Format.MASK,)))

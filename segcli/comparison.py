@@ -16,7 +16,7 @@ from segcli.errors import ImageError, UsageError
 from segcli.evaluate import confusion_matrix, iou_per_class, json_number, mean_iou, pixel_accuracy
 from segcli.inputs import Source
 from segcli.model import Answer, Model
-from segcli.pipeline import RunOptions, read_image
+from segcli.reading import RunOptions, read_image
 from segcli.results import Classification, Segmentation
 
 

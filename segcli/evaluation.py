@@ -21,7 +21,7 @@ from segcli.evaluate import (
 )
 from segcli.in_order import in_order
 from segcli.model import Model
-from segcli.pipeline import RunOptions, image_error, read_image
+from segcli.reading import RunOptions, image_error, read_image
 from segcli.results import Classification, ClassMap, Segmentation, SmallPicture
 from segcli.thumbnail import small_picture
 

@@ -59,6 +59,8 @@ GROUPS = (
         "report_page",
     },
     {
+        "jobs",
+        "reading",
         "pipeline",
         "evaluate",
         "evaluation",

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from segcli import benchmark, image_io, machine, pipeline
+from segcli import benchmark, image_io, jobs, machine
 from segcli.artifact import Preprocessing
 from segcli.benchmark import measure, splits
 from segcli.errors import DeviceError, InferenceError, OutputError, UsageError
@@ -65,7 +65,7 @@ def calls(monkeypatch):
         watch(Model, name)
     for name in ("read_image", "encode_output"):
         watch(benchmark, name)
-    watch(pipeline, "write_atomic")
+    watch(jobs, "write_atomic")
     return made
 
 
@@ -119,15 +119,15 @@ def test_stages_are_the_pipelines_own(model, picture, calls):
 
 def test_the_timed_life_writes_what_segment_writes(model, picture, tmp_path, monkeypatch):
     written = {}
-    for owner in (benchmark, pipeline):
+    for owner in (benchmark, jobs):
         monkeypatch.setattr(
             owner,
             "write_atomic",
             lambda path, data, owner=owner, **_: written.setdefault(owner, set()).add(data),
         )
     bench(model, picture())
-    assert written[benchmark] == written[pipeline]
-    assert len(written[pipeline]) == 1
+    assert written[benchmark] == written[jobs]
+    assert len(written[jobs]) == 1
 
 
 def test_images_take_turns(model, picture, calls):
@@ -402,7 +402,7 @@ def test_interrupt_leaves_no_folder(model, picture, monkeypatch, temporary):
         seen.append(len(list(temporary.iterdir())))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "segment_images", interrupt)
+    monkeypatch.setattr(benchmark, "run_images", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measure(lambda *_: model, sources(picture()), short())
     assert seen == [1]

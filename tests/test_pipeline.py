@@ -10,9 +10,11 @@ import pytest
 from segcli import image_io
 from segcli.errors import ImageDecodeError
 from segcli.inputs import Source
+from segcli.jobs import ClassifyJob, SegmentJob
 from segcli.model import Model
-from segcli.pipeline import RunOptions, SegmentOptions, classify_images, segment_images
-from segcli.writers import Claims, Format, OutputPlan
+from segcli.pipeline import run_images
+from segcli.reading import RunOptions
+from segcli.writers import Format, OutputPlan
 
 WORKERS = 3
 # Under way per worker, and one read to see that there is more.
@@ -32,14 +34,12 @@ def model(tiny_model):
 @pytest.fixture
 def segment(model):
     def call(sources, formats=(Format.MASK,), *, workers=WORKERS, fail_fast=False, **options):
-        return segment_images(
+        return run_images(
             sources,
             model,
-            Claims(),
-            SegmentOptions(plan=OutputPlan("folder", "out", formats), **options),
+            SegmentJob(plan=OutputPlan("folder", "out", formats), **options),
             RunOptions(workers=workers, fail_fast=fail_fast),
             stdin=io.BytesIO(),
-            write_stdout=lambda data: None,
         )
 
     return call
@@ -209,7 +209,7 @@ def test_classify(tiny_model, pictures):
     sources = pictures(9)
     Path("003.png").unlink()
     outcomes = list(
-        classify_images(sources, model, 2, RunOptions(workers=WORKERS), stdin=io.BytesIO())
+        run_images(sources, model, ClassifyJob(2), RunOptions(workers=WORKERS), stdin=io.BytesIO())
     )
     assert [o.path for o in outcomes] == sources.paths
     assert outcomes[3].error.code == "missing"
@@ -229,14 +229,12 @@ def loading(tiny_model):
 
 
 def run_with(model, sources):
-    return segment_images(
+    return run_images(
         sources,
         model,
-        Claims(),
-        SegmentOptions(plan=OutputPlan("folder", "out", (Format.MASK,))),
+        SegmentJob(plan=OutputPlan("folder", "out", (Format.MASK,))),
         RunOptions(workers=2),
         stdin=io.BytesIO(),
-        write_stdout=lambda data: None,
     )
 
 

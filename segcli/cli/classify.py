@@ -114,12 +114,14 @@ def classify(
             wait=has_list or STDIN in args,
         )
         from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.pipeline import RunOptions, classify_images
+        from segcli.jobs import ClassifyJob
+        from segcli.pipeline import run_images
+        from segcli.reading import RunOptions
 
-        outcomes = classify_images(
+        outcomes = run_images(
             open_sources(args, **walk, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,
-            top_k,
+            ClassifyJob(top_k),
             RunOptions(
                 workers=workers,
                 batch_size=batch_size,

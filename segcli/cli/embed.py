@@ -136,13 +136,14 @@ def embed(
         )
         from segcli.array_file import Rows
         from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.pipeline import RunOptions, embed_images
+        from segcli.jobs import EmbedJob
+        from segcli.pipeline import run_images
+        from segcli.reading import RunOptions
 
-        outcomes = embed_images(
+        outcomes = run_images(
             open_sources(args, **walk, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,
-            choose_layer(layer, loaded.card.output_names),
-            pool,
+            EmbedJob(choose_layer(layer, loaded.card.output_names), pool),
             RunOptions(
                 workers=workers,
                 batch_size=batch_size,

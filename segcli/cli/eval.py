@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from segcli.evaluation import Judged
     from segcli.inputs import Source
     from segcli.model import Model
-    from segcli.pipeline import RunOptions
     from segcli.protocol import Protocol
+    from segcli.reading import RunOptions
     from segcli.report import Report
 
 # 18 pixels each: more make pictures that no viewer opens.
@@ -192,7 +192,7 @@ def evaluate(
         if loaded.card.task == "features":
             raise UsageError(f"{model!r} gives features, no classes")
         from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.pipeline import RunOptions
+        from segcli.reading import RunOptions
 
         options = RunOptions(
             workers=workers,

@@ -230,7 +230,7 @@ def compare(
         )
         from segcli.comparison import compare_models
         from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.pipeline import RunOptions
+        from segcli.reading import RunOptions
 
         with run.status(talk) as show:
             found = compare_models(

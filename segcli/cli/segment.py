@@ -206,17 +206,18 @@ def segment(
         )
         from segcli.encode import Style
         from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.pipeline import RunOptions, SegmentOptions, segment_images
+        from segcli.jobs import SegmentJob
+        from segcli.pipeline import run_images
+        from segcli.reading import RunOptions
 
         check_folders(plan)
         palette = choose_palette(loaded.card, safe=safe_colors)
         # Records go to stdout as well; a picture between them would break them.
         shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
-        outcomes = segment_images(
+        outcomes = run_images(
             open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
             loaded,
-            claims,
-            SegmentOptions(
+            SegmentJob(
                 plan=plan,
                 style=Style(
                     opacity=opacity,
@@ -232,6 +233,7 @@ def segment(
                 preview_columns=PREVIEW_COLUMNS if shown else 0,
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
+                write_stdout=out.write,
             ),
             RunOptions(
                 workers=workers,
@@ -243,8 +245,8 @@ def segment(
                 small=report is not None,
                 fast_decode=fast_decode,
             ),
+            claims=claims,
             stdin=sys.stdin.buffer,
-            write_stdout=out.write,
         )
         with run.open_page(report, "segment", loaded) as page:
             code = run.report(
