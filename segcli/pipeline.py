@@ -7,7 +7,7 @@ An image that fails is an Outcome like any other.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -67,7 +67,32 @@ def run_images(
         claims: Which input writes which file; none where the run begins with none.
         stdin: Read for the source ``-``.
     """
-    return run_items(take(sources, job, claims or Claims(), stdin), model, job, run)
+    # Set when the model is there, or is no longer waited for.
+    go_on = threading.Event()
+    stopped = threading.Event()
+    model.when_ready(go_on.set)
+
+    def stop() -> None:
+        stopped.set()
+        go_on.set()
+
+    def until_ready() -> bool:
+        go_on.wait()
+        return not stopped.is_set()
+
+    items = take(sources, job, claims or Claims(), stdin)
+    works = (
+        partial(attempt, batch, model, job, run, until_ready=until_ready)
+        for batch in batches(items, run.batch_size)
+    )
+    with closing(in_order(works, workers=run.workers, stopping=stop)) as settled:
+        for outcomes in settled:
+            # A device or a file that fails comes before what any image has to say.
+            provider = model.provider
+            for outcome in outcomes:
+                yield replace(outcome, provider=provider)
+                if outcome.error and run.fail_fast:
+                    return
 
 
 def take(sources: Iterable[Source], job: Job, claims: Claims, stdin: BinaryIO) -> Iterator[Item]:
@@ -91,111 +116,104 @@ def take(sources: Iterable[Source], job: Job, claims: Claims, stdin: BinaryIO) -
             yield Item(source, targets, data=data)
 
 
-def run_items(items: Iterable[Item], model: Model, job: Job, run: RunOptions) -> Iterator[Outcome]:
-    """Yields one Outcome per item, in order, its files written.
+def attempt(
+    batch: Sequence[Item],
+    model: Model,
+    job: Job,
+    run: RunOptions,
+    *,
+    until_ready: Callable[[], bool] = lambda: True,
+) -> list[Outcome]:
+    """Returns the Outcomes of items that a worker takes at once, their files written.
 
     Args:
-        items: Taken only as fast as they are worked on.
-        model: For the job's task.
+        batch: The items.
+        model: For the job's task; its provider is not filled in, as nothing may have asked it yet.
         job: What is wanted of each.
         run: How to run.
+        until_ready: Called when the images are decoded; False means that nobody waits for them
+            any more, and those that would need the model are left out.
+
+    Raises:
+        SegcliError: What is no image's own fault.
     """
-    if job.shows_image:
-        run = replace(run, fast_decode=False)
-    # Set when the model is there, or is no longer waited for.
-    go_on = threading.Event()
-    stopped = threading.Event()
-    model.when_ready(go_on.set)
-
-    def stop() -> None:
-        stopped.set()
-        go_on.set()
-
-    def failed(source: Source, reason: Exception) -> Outcome:
-        error = image_error(source, reason)
-        return Outcome(source.path, "error", model.card.name, "", error=error, elapsed_ms=0.0)
-
-    def batches() -> Iterator[Callable[[], list[Outcome]]]:
-        each = iter(items)
-        while batch := list(islice(each, run.batch_size)):
-            yield partial(attempt, batch)
-
-    def settled_before(item: Item) -> Outcome | None:
-        if item.error is not None:
-            return failed(item.source, item.error)
+    start = time.perf_counter()
+    known = [_known(item, model, job) for item in batch]
+    outcomes = list(known)
+    images: list[_Image] = []
+    sizes_hw: list[tuple[int, int]] = []
+    places: list[int] = []
+    for place, item in enumerate(batch):
+        if known[place] is not None:
+            continue
         try:
-            done = job.is_done(item.targets)
-        except ImageError as error:
-            return failed(item.source, error)
-        if not done:
-            return None
-        outcome = Outcome(item.source.path, "skipped", model.card.name, "", outputs=item.targets)
-        return replace(outcome, elapsed_ms=0.0)
-
-    def attempt(batch: list[Item]) -> list[Outcome]:
-        start = time.perf_counter()
-        known = [settled_before(item) for item in batch]
-        outcomes = list(known)
-        images: list[_Image] = []
-        sizes_hw: list[tuple[int, int]] = []
-        places: list[int] = []
-        for place, item in enumerate(batch):
-            if known[place] is not None:
+            image, size_hw = _read(item, run, model.card, whole=job.shows_image)
+        except Exception as error:
+            outcomes[place] = _failed(item.source, error, model)
+            continue
+        images.append(image)
+        sizes_hw.append(size_hw)
+        places.append(place)
+    # The first images are decoded while the session is being built; that is not theirs.
+    decoded = time.perf_counter()
+    is_wanted = until_ready()
+    waited = time.perf_counter() - decoded
+    if is_wanted:
+        answers = model.answer(
+            images,
+            [job.map_size or size_hw for size_hw in sizes_hw],
+            run.protocol,
+            confidence=job.confidence,
+            mean_confidence=run.small and model.card.task == "segmentation",
+        )
+        for place, answer, image, size_hw in zip(places, answers, images, sizes_hw, strict=True):
+            source, targets = batch[place].source, batch[place].targets
+            if isinstance(answer, ImageError):
+                outcomes[place] = _failed(source, answer, model)
                 continue
+            name = model.card.name
+            blank = Outcome(source.path, "ok", name, "", size_hw=size_hw, outputs=targets)
             try:
-                image, size_hw = _read(item, run, model.card)
+                outcomes[place] = job.finish(answer, image, blank, model.card, small=run.small)
             except Exception as error:
-                outcomes[place] = failed(item.source, error)
-                continue
-            images.append(image)
-            sizes_hw.append(size_hw)
-            places.append(place)
-        # The first images are decoded while the session is being built; that is not theirs.
-        decoded = time.perf_counter()
-        go_on.wait()
-        waited = time.perf_counter() - decoded
-        if not stopped.is_set():
-            answers = model.answer(
-                images,
-                [job.map_size or size_hw for size_hw in sizes_hw],
-                run.protocol,
-                confidence=job.confidence,
-                mean_confidence=run.small and model.card.task == "segmentation",
-            )
-            for place, answer, image, size_hw in zip(
-                places, answers, images, sizes_hw, strict=True
-            ):
-                item, name = batch[place], model.card.name
-                if isinstance(answer, ImageError):
-                    outcomes[place] = failed(item.source, answer)
-                    continue
-                blank = Outcome(
-                    item.source.path, "ok", name, "", size_hw=size_hw, outputs=item.targets
-                )
-                try:
-                    outcomes[place] = job.finish(answer, image, blank, model.card, small=run.small)
-                except Exception as error:
-                    outcomes[place] = failed(item.source, error)
-        share_ms = (time.perf_counter() - start - waited) / max(1, len(places)) * 1e3
-        return [
-            outcome if outcome is before else replace(outcome, elapsed_ms=share_ms)
-            for outcome, before in zip(outcomes, known, strict=True)
-            # None is left only where nobody waits for it.
-            if outcome is not None
-        ]
-
-    with closing(in_order(batches(), workers=run.workers, stopping=stop)) as settled:
-        for outcomes in settled:
-            # A device or a file that fails comes before what any image has to say.
-            provider = model.provider
-            for outcome in outcomes:
-                yield replace(outcome, provider=provider)
-                if outcome.error and run.fail_fast:
-                    return
+                outcomes[place] = _failed(source, error, model)
+    share_ms = (time.perf_counter() - start - waited) / max(1, len(places)) * 1e3
+    return [
+        outcome if outcome is before else replace(outcome, elapsed_ms=share_ms)
+        for outcome, before in zip(outcomes, known, strict=True)
+        if outcome is not None
+    ]
 
 
-def _read(item: Item, run: RunOptions, card: ModelCard) -> tuple[_Image, tuple[int, int]]:
-    if run.fast_decode:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields items that are worked on at once, no more than ``size``."""
+    each = iter(items)
+    while batch := list(islice(each, size)):
+        yield batch
+
+
+def _known(item: Item, model: Model, job: Job) -> Outcome | None:
+    """Returns the Outcome of an item that needs no look at its image."""
+    try:
+        if item.error is not None:
+            raise item.error
+        if not job.is_done(item.targets):
+            return None
+    except ImageError as error:
+        return _failed(item.source, error, model)
+    path, name = item.source.path, model.card.name
+    return Outcome(path, "skipped", name, "", outputs=item.targets, elapsed_ms=0.0)
+
+
+def _failed(source: Source, reason: Exception, model: Model) -> Outcome:
+    error = image_error(source, reason)
+    return Outcome(source.path, "error", model.card.name, "", error=error, elapsed_ms=0.0)
+
+
+def _read(
+    item: Item, run: RunOptions, card: ModelCard, *, whole: bool
+) -> tuple[_Image, tuple[int, int]]:
+    if run.fast_decode and not whole:
         return read_reduced(item.source, run, card, item.data)
     image = read_image(item.source, run, item.data)
     return image, (image.shape[0], image.shape[1])

@@ -72,10 +72,11 @@ class Session:
         device: str = "auto",
         threads: int | None = None,
         shared: bool = False,
+        cores: int | None = None,
         optimize: bool = True,
     ) -> None:
         self.threads = threads or usable_cores()
-        at_once = max(1, usable_cores() // self.threads)
+        at_once = max(1, (cores or usable_cores()) // self.threads)
         self._slots: AbstractContextManager[object] = (
             threading.BoundedSemaphore(at_once) if shared else contextlib.nullcontext()
         )
