@@ -15,6 +15,7 @@ from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
 from segcli.errors import UsageError
+from segcli.shards import Shard
 
 DEFAULT_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 STDIN = "-"
@@ -97,6 +98,7 @@ def open_sources(
     root: str | None = None,
     extensions: Collection[str] = DEFAULT_EXTENSIONS,
     exclude_dir: str | None = None,
+    shard: Shard | None = None,
     stdin: BinaryIO,
 ) -> Iterator[Source]:
     """Yields every input once: arguments in their order, then the lists.
@@ -112,6 +114,7 @@ def open_sources(
         root: Folder below which list entries keep their place.
         extensions: What counts as an image inside a folder.
         exclude_dir: The output folder.
+        shard: The part of the inputs to yield; None is all of them.
         stdin: Read for a list named ``-`` and for nothing else.
 
     Raises:
@@ -138,7 +141,8 @@ def open_sources(
         key = os.fspath(source.path) if key is None else key
         if key not in seen:
             seen.add(key)
-            yield source
+            if shard is None or shard.holds(source.relative):
+                yield source
     if not seen:
         raise UsageError("no input found: the list names no file")
 

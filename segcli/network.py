@@ -96,6 +96,16 @@ class Network:
         """ONNX Runtime's name of the provider that is active."""
         return self.session.provider
 
+    @property
+    def fallback(self) -> str | None:
+        """Why ``auto`` did not take the accelerator it found, or None."""
+        return self.session.fallback
+
+    @property
+    def threads(self) -> int:
+        """Threads of one run."""
+        return self.session.threads
+
     def prepare(
         self, image: npt.NDArray[np.uint8], protocol: Protocol = PLAIN
     ) -> npt.NDArray[np.float32]:

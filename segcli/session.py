@@ -49,6 +49,7 @@ class Session:
             so that memory grows with the cores and not with the callers, and waiting threads
             sleep instead of spinning: with one core busy elsewhere a run otherwise takes twice as
             long. Alone on the machine spinning saves 3 to 10 per cent.
+        cores: How many those are; None takes the cores this process may use.
         optimize: False keeps the graph as it is in the file.
 
     Attributes:
@@ -199,7 +200,12 @@ class Session:
 
 
 def open_session(
-    model: Path, *, device: str = "auto", threads: int | None = None, shared: bool = False
+    model: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared: bool = False,
+    cores: int | None = None,
 ) -> Future[Session]:
     """Starts to open a session and returns at once; ONNX Runtime holds no lock meanwhile.
 
@@ -209,7 +215,7 @@ def open_session(
 
     def open_checked() -> Session:
         check_seal(model)
-        return Session(model, device=device, threads=threads, shared=shared)
+        return Session(model, device=device, threads=threads, shared=shared, cores=cores)
 
     with_one = ThreadPoolExecutor(1, thread_name_prefix="segcli-open")
     opening = with_one.submit(open_checked)

@@ -14,7 +14,7 @@ EXPORT = PACKAGE.parent / "export"
 
 # From the bottom; a room may use rooms of its own group and of those before it.
 GROUPS = (
-    {"errors", "results", "machine", "in_order", "cuda_libraries"},
+    {"errors", "results", "machine", "in_order", "cuda_libraries", "shards"},
     {
         "store",
         "hub",
@@ -62,6 +62,8 @@ GROUPS = (
         "jobs",
         "reading",
         "pipeline",
+        "ray_worker",
+        "ray_engine",
         "evaluate",
         "evaluation",
         "comparison",
@@ -197,7 +199,11 @@ def test_exception_of_results_is_lazy():
 # precision.py has no session of its own, it uses the converters that ONNX Runtime ships.
 @pytest.mark.parametrize(
     ("package", "rooms"),
-    [("onnxruntime", {"session.py", "precision.py"}), ("huggingface_hub", {"hub.py"})],
+    [
+        ("onnxruntime", {"session.py", "precision.py"}),
+        ("huggingface_hub", {"hub.py"}),
+        ("ray", {"ray_engine.py", "ray_worker.py"}),
+    ],
 )
 def test_only_importer(package, rooms):
     files = [*own_files(), *EXPORT.glob("*.py")]

@@ -11,6 +11,7 @@ import typer
 from segcli.cli import options as o
 from segcli.errors import ModelNotFound, UsageError
 from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
+from segcli.shards import parse_shard
 
 if TYPE_CHECKING:
     from segcli.cli.console import Results
@@ -42,6 +43,10 @@ def classify(
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
+    engine: o.EngineName = "local",
+    ray_address: o.RayAddress = None,
+    gpus_per_worker: o.GpusPerWorker = None,
+    shard: o.Shard = None,
     batch_size: o.BatchSize = 1,
     fail_fast: o.FailFast = False,
     fast_decode: o.FastDecode = False,
@@ -91,36 +96,32 @@ def classify(
         "files0_from": files0_from,
     }
     check_arguments(args, **walk)  # type: ignore[arg-type]
+    part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
+    ray = run.parse_engine(engine, ray_address, gpus_per_worker)
     with console.results() as out:
         names = run.open_registry(registry)
         name = model or _first_on_this_machine(names)
         if dry_run:
             run.find_model(name, "classification", names)
-            sources = open_sources(args, **walk, stdin=sys.stdin.buffer)  # type: ignore[arg-type]
+            sources = open_sources(args, **walk, **part)  # type: ignore[arg-type]
             raise typer.Exit(run.dry_run(sources, None, out, talk, end=end))
         has_list = files_from is not None or files0_from is not None
-        workers, threads = run.default_workers(
-            workers, threads, single=len(args) == 1 and not has_list
-        )
-        loaded = run.open_model(
-            name,
-            "classification",
-            names,
-            talk,
+        loaded, workers = run.open_engine(
+            *(ray, name, "classification", names, talk),
             device=device,
+            workers=workers,
             threads=threads,
-            shared=workers > 1,
+            single=len(args) == 1 and not has_list,
             offline=offline,
             wait=has_list or STDIN in args,
         )
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.jobs import ClassifyJob
-        from segcli.pipeline import run_images
         from segcli.reading import RunOptions
 
-        outcomes = run_images(
-            open_sources(args, **walk, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
+        outcomes = run.run_images(
             loaded,
+            open_sources(args, **walk, **part),  # type: ignore[arg-type]
             ClassifyJob(top_k),
             RunOptions(
                 workers=workers,

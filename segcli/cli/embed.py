@@ -12,6 +12,7 @@ import typer
 from segcli.cli import options as o
 from segcli.errors import InferenceError, UsageError
 from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
+from segcli.shards import parse_shard
 from segcli.writers import OutputPlan, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ def embed(
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
+    engine: o.EngineName = "local",
+    ray_address: o.RayAddress = None,
+    gpus_per_worker: o.GpusPerWorker = None,
+    shard: o.Shard = None,
     batch_size: o.BatchSize = 1,
     fail_fast: o.FailFast = False,
     fast_decode: o.FastDecode = False,
@@ -118,31 +123,27 @@ def embed(
         "files0_from": files0_from,
     }
     check_arguments(args, **walk)  # type: ignore[arg-type]
+    part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
+    ray = run.parse_engine(engine, ray_address, gpus_per_worker)
     has_list = files_from is not None or files0_from is not None
     with console.results() as out:
-        workers, threads = run.default_workers(
-            workers, threads, single=len(args) == 1 and not has_list
-        )
-        loaded = run.open_model(
-            model,
-            "features",
-            run.open_registry(registry),
-            talk,
+        loaded, workers = run.open_engine(
+            *(ray, model, "features", run.open_registry(registry), talk),
             device=device,
+            workers=workers,
             threads=threads,
-            shared=workers > 1,
+            single=len(args) == 1 and not has_list,
             offline=offline,
             wait=has_list or STDIN in args,
         )
         from segcli.array_file import Rows
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.jobs import EmbedJob
-        from segcli.pipeline import run_images
         from segcli.reading import RunOptions
 
-        outcomes = run_images(
-            open_sources(args, **walk, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
+        outcomes = run.run_images(
             loaded,
+            open_sources(args, **walk, **part),  # type: ignore[arg-type]
             EmbedJob(choose_layer(layer, loaded.card.output_names), pool),
             RunOptions(
                 workers=workers,

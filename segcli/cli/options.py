@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -159,7 +159,7 @@ Workers = Annotated[
     typer.Option(
         min=1,
         show_default="one per usable core",
-        help="Images worked on at once, around one session.",
+        help="Images worked on at once, around one session; with --engine ray, processes.",
     ),
 ]
 Threads = Annotated[
@@ -168,6 +168,35 @@ Threads = Annotated[
         min=1,
         show_default="all usable cores for one image at a time, else at most 4",
         help="Threads of one run of the network.",
+    ),
+]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        "--engine",
+        help="local: this process; ray: the workers of a Ray cluster (the extra segcli[ray]).",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        show_default="$RAY_ADDRESS, else one that is started here for the run",
+        help="The Ray cluster; auto is the one of this machine.",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F", show_default="none", help="GPUs of each Ray worker; 0.5 puts two on one."
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="i/N",
+        help="Do the i-th part of N only; 1/N to N/N are disjoint and make the whole.",
     ),
 ]
 Report = Annotated[

@@ -1,26 +1,34 @@
 """What ``segment`` and ``classify`` share: opening a model, and telling Outcomes to the streams."""
 
 import contextlib
+import math
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 from segcli.cli.console import Results, Talk
 from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
 from segcli.inputs import file_status
 from segcli.registry import Registry, load_registry
-from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
+from segcli.writers import Claims, OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
-    from segcli.artifact import Task
+    from segcli.artifact import ModelCard, Task
     from segcli.inputs import Source
+    from segcli.jobs import Job
     from segcli.model import Model
+    from segcli.ray_engine import RayModel, RayOptions
+    from segcli.reading import RunOptions
     from segcli.report import Kind, Report
     from segcli.results import Outcome
+
+# What a run goes through: a model in this process, or on the workers of a cluster.
+Engine: TypeAlias = "Model | RayModel"
 
 Records = Literal["text", "json", "jsonl"]
 
@@ -69,16 +77,7 @@ def open_model(
         DeviceError: The device is not to be had; without ``wait`` its first use says so.
         UsageError: It is a model for another task.
     """
-    path = find_model(name, task, registry)
-    if path is None:
-        from segcli.store import obtain
-
-        path = obtain(name, registry, offline=offline, tell=talk.note)
-    from segcli.onnx_file import read_card
-
-    card = read_card(path)
-    if task:
-        check_task(card.task, task, name)
+    path, card = _obtain(name, task, registry, talk, offline=offline)
     from segcli.session import open_session
 
     opening = open_session(path, device=device, threads=threads, shared=shared)
@@ -89,6 +88,121 @@ def open_model(
     if wait:
         _ = model.session
     return model
+
+
+def _obtain(
+    name: str, task: "Task | None", registry: Registry, talk: Talk, *, offline: bool
+) -> tuple[Path, "ModelCard"]:
+    path = find_model(name, task, registry)
+    if path is None:
+        from segcli.store import obtain
+
+        path = obtain(name, registry, offline=offline, tell=talk.note)
+    from segcli.onnx_file import read_card
+
+    card = read_card(path)
+    if task:
+        check_task(card.task, task, name)
+    return path, card
+
+
+def parse_engine(engine: str, address: str | None, gpus: float | None) -> "RayOptions | None":
+    """Returns where a run goes, None for this process.
+
+    Raises:
+        UsageError: An option of Ray's goes without it, or a number is out of range.
+    """
+    if engine != "ray":
+        given = (("--ray-address", address), ("--gpus-per-worker", gpus))
+        for option, value in given:
+            if value is not None:
+                raise UsageError(f"{option} goes with --engine ray")
+        return None
+    if gpus is not None and not 0 <= gpus < math.inf:
+        raise UsageError(f"--gpus-per-worker {gpus} is not a number from 0 up")
+    from segcli.ray_engine import RayOptions
+
+    return RayOptions(address=address or os.environ.get("RAY_ADDRESS"), gpus=gpus or 0.0)
+
+
+def open_engine(
+    ray: "RayOptions | None",
+    name: str,
+    task: "Task",
+    registry: Registry,
+    talk: Talk,
+    *,
+    device: str,
+    workers: int | None,
+    threads: int | None,
+    single: bool,
+    offline: bool,
+    wait: bool,
+) -> tuple["Engine", int]:
+    """Returns a model in this process or on a cluster, and how many threads of this process run it.
+
+    Args:
+        ray: As ``parse_engine`` gives it.
+        name: Of the model.
+        task: That it has to be for.
+        registry: Knows names.
+        talk: Takes notes.
+        device: As for ``open_model``, like ``offline`` and ``wait``.
+        workers: As asked for.
+        threads: As asked for.
+        single: There is one image.
+        offline: Nothing is fetched.
+        wait: The model is to be ready.
+
+    Raises:
+        ModelError: It cannot be had.
+        DeviceError: The device or the cluster is not to be had.
+        UsageError: It is a model for another task, or there are not so many cores.
+    """
+    if ray is not None:
+        from segcli.ray_engine import RayModel
+
+        path, card = _obtain(name, task, registry, talk, offline=offline)
+        where = replace(ray, workers=workers, threads=threads, device=device)
+        return RayModel(path, card, where), 1
+    workers, threads = default_workers(workers, threads, single=single)
+    model = open_model(
+        *(name, task, registry, talk),
+        device=device,
+        threads=threads,
+        shared=workers > 1,
+        offline=offline,
+        wait=wait,
+    )
+    return model, workers
+
+
+def run_images(
+    engine: "Engine",
+    sources: Iterable["Source"],
+    job: "Job",
+    options: "RunOptions",
+    *,
+    claims: Claims | None = None,
+    stdin: BinaryIO,
+) -> Iterator["Outcome"]:
+    """Yields one Outcome per source, in order, its files written.
+
+    Args:
+        engine: As ``open_engine`` gives it.
+        sources: The inputs; taken only as fast as they are worked on.
+        job: What is wanted of each.
+        options: How to run.
+        claims: Which input writes which file; none where the run begins with none.
+        stdin: Read for the source ``-``.
+    """
+    from segcli.model import Model
+
+    if isinstance(engine, Model):
+        from segcli.pipeline import run_images
+
+        return run_images(sources, engine, job, options, claims=claims, stdin=stdin)
+    return engine.run_images(sources, job, options, claims=claims, stdin=stdin)
 
 
 def find_model(name: str, task: "Task | None", registry: Registry) -> Path | None:
@@ -109,17 +223,17 @@ def find_model(name: str, task: "Task | None", registry: Registry) -> Path | Non
     return path
 
 
-def announce(model: "Model", talk: Talk) -> None:
+def announce(model: "Engine", talk: Talk) -> None:
     """Waits for a model's session and says on what it runs.
 
     Raises:
         ModelError: It cannot be loaded.
         DeviceError: The device is not to be had.
     """
-    if model.session.fallback:
-        talk.note(f"warning: {model.session.fallback}")
+    if model.fallback:
+        talk.note(f"warning: {model.fallback}")
     talk.detail(
-        f"{model.card.name} on {model.provider}, {model.session.threads} threads a run, "
+        f"{model.card.name} on {model.provider}, {model.threads} threads a run, "
         f"weights under {model.card.license}"
     )
 
@@ -201,7 +315,7 @@ def report(
     *,
     records: Records,
     timing: bool,
-    model: "Model",
+    model: "Engine",
     text: Callable[["Outcome"], None],
     total: int | None = None,
     page: "Report | None" = None,
@@ -262,7 +376,7 @@ def report(
 
 
 @contextlib.contextmanager
-def open_page(path: str | None, kind: "Kind", model: "Model") -> "Iterator[Report | None]":
+def open_page(path: str | None, kind: "Kind", model: "Engine") -> "Iterator[Report | None]":
     """Yields a report that is written when it is closed, or None without a path.
 
     Raises:

@@ -10,6 +10,7 @@ import typer
 from segcli.cli import options as o
 from segcli.errors import UsageError
 from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, Source, check_arguments, open_sources
+from segcli.shards import parse_shard
 from segcli.writers import (
     Claims,
     Format,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from segcli.artifact import ModelCard
     from segcli.cli.console import Results
-    from segcli.model import MapSize, Model
+    from segcli.model import MapSize
     from segcli.protocol import Protocol
     from segcli.results import ClassShare, Outcome
 
@@ -123,6 +124,10 @@ def segment(
     device: o.Device = "auto",
     workers: o.Workers = None,
     threads: o.Threads = None,
+    engine: o.EngineName = "local",
+    ray_address: o.RayAddress = None,
+    gpus_per_worker: o.GpusPerWorker = None,
+    shard: o.Shard = None,
     batch_size: o.BatchSize = 1,
     fail_fast: o.FailFast = False,
     fast_decode: o.FastDecode = False,
@@ -167,14 +172,18 @@ def segment(
     if Format.CUTOUT in plan.formats and classes is None:
         raise UsageError("-f cutout needs --classes, which stay opaque")
     run.check_page(report)
+    ray = run.parse_engine(engine, ray_address, gpus_per_worker)
+    if ray is not None and plan.kind == "stdout":
+        raise UsageError("--engine ray writes files, not to stdout", hint="name one with -o")
     protocol = parse_protocol(resize, tile, overlap, augment)
     map_size = parse_mask_size(mask_size, plan, protocol)
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
     walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
     lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
     check_arguments(args, **walk, **lists)  # type: ignore[arg-type]
+    part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
     claims = Claims()
-    named = claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
+    named = claims.check(plan, open_sources(args, **walk, **part) if args else ())  # type: ignore[arg-type]
     check_place(plan)
     known = run.open_registry(registry)
     with console.results() as out:
@@ -185,43 +194,39 @@ def segment(
                 found = claim_targets(source, plan, claims, no_clobber=no_clobber)
                 return () if skip_existing and all_exist(found) else found
 
-            sources = open_sources(args, **walk, **lists, stdin=sys.stdin.buffer)  # type: ignore[arg-type]
+            sources = open_sources(args, **walk, **lists, **part)  # type: ignore[arg-type]
             raise typer.Exit(run.dry_run(sources, targets, out, talk, end=end))
         if plan.kind == "stdout" and out.isatty():
             raise UsageError(
                 "the output is an image and stdout is a terminal", hint="redirect it or use -o FILE"
             )
         single = len(args) == 1 and plan.kind != "folder" and not has_list
-        workers, threads = run.default_workers(workers, threads, single=single)
-        loaded = run.open_model(
-            model,
-            "segmentation",
-            known,
-            talk,
+        loaded, workers = run.open_engine(
+            *(ray, model, "segmentation", known, talk),
             device=device,
+            workers=workers,
             threads=threads,
-            shared=workers > 1,
+            single=single,
             offline=offline,
             wait=has_list or STDIN in args,
         )
         from segcli.encode import Style
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.jobs import SegmentJob
-        from segcli.pipeline import run_images
         from segcli.reading import RunOptions
 
         check_folders(plan)
         palette = choose_palette(loaded.card, safe=safe_colors)
         # Records go to stdout as well; a picture between them would break them.
         shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
-        outcomes = run_images(
-            open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
+        outcomes = run.run_images(
             loaded,
+            open_sources(args, **walk, **lists, **part),  # type: ignore[arg-type]
             SegmentJob(
                 plan=plan,
                 style=Style(
                     opacity=opacity,
-                    visible=None if classes is None else parse_classes(classes, loaded),
+                    visible=None if classes is None else parse_classes(classes, loaded.card),
                     legend=legend,
                     contours=contours,
                     names=names,
@@ -233,7 +238,7 @@ def segment(
                 preview_columns=PREVIEW_COLUMNS if shown else 0,
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
-                write_stdout=out.write,
+                write_stdout=out.write if plan.kind == "stdout" else None,
             ),
             RunOptions(
                 workers=workers,
@@ -288,13 +293,13 @@ def parse_mask_size(text: str | None, plan: OutputPlan, protocol: "Protocol") ->
     return int(match[2]), int(match[1])
 
 
-def parse_classes(text: str, model: "Model") -> frozenset[int]:
+def parse_classes(text: str, card: "ModelCard") -> frozenset[int]:
     """Returns the ids of a comma-separated list of class names or ids.
 
     Raises:
         UsageError: The model has no such class.
     """
-    names = model.card.class_names
+    names = card.class_names
     by_name = {name.casefold(): i for i, name in reversed(list(enumerate(names)))}
     chosen = set()
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -307,8 +312,8 @@ def parse_classes(text: str, model: "Model") -> frozenset[int]:
 
             near = get_close_matches(item.casefold(), by_name, n=3, cutoff=0.0)
             raise UsageError(
-                f"{model.card.name} has no class {item!r}; the nearest are {', '.join(near)}",
-                hint=f"'segcli models show {model.card.name}' lists them all",
+                f"{card.name} has no class {item!r}; the nearest are {', '.join(near)}",
+                hint=f"'segcli models show {card.name}' lists them all",
             )
     if not chosen:
         raise UsageError("--classes is empty")

@@ -1,0 +1,333 @@
+"""The same run on a Ray cluster: this process takes the inputs in order, Ray's actors do the rest.
+
+Ray Core and not Ray Data: there are no blocks of data to move, only names that a list gives one by
+one; in a trial Ray Data held back rows of a source that was slower than its workers until there
+were more of them, and it brings pyarrow and pandas.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any, BinaryIO, TypeAlias
+
+from segcli import __version__
+from segcli.artifact import ModelCard
+from segcli.errors import DeviceError, InferenceError, SegcliError, UsageError
+from segcli.in_order import in_order
+from segcli.inputs import Source
+from segcli.jobs import Job
+from segcli.onnx_file import check_seal
+from segcli.pipeline import Item, batches, take
+from segcli.ray_worker import Shipped, Started, Worker
+from segcli.reading import RunOptions, image_error
+from segcli.results import Outcome
+from segcli.session import usable_cores
+from segcli.writers import Claims
+
+# A worker with more threads than this spends them on waiting for each other.
+_MOST_THREADS = 4
+
+# An image whose worker has died so often is taken for the reason. Those that merely shared it with
+# such an image are tried again alone, and so die with it once.
+_MOST_DEATHS = 3
+
+# Ray starts a process for each, with Python and ONNX Runtime: seconds; more on a machine that has
+# to be added to a cluster first.
+_START_TIMEOUT_S = 300
+_RESTART_S = 0.5
+_KNOCK_TIMEOUT_S = 10
+
+
+# What Ray makes at run time and gives no type: references and handles of actors.
+_RayObject: TypeAlias = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where a run goes.
+
+    Attributes:
+        address: Of a cluster, ``auto`` for the one of this machine; None starts one for this run.
+        workers: Actors, each with a session of its own; None fills the cluster.
+        threads: Cores of one actor; None shares the cluster's among them, up to 4 each.
+        gpus: GPUs of one actor, of which ONNX Runtime uses the first.
+        device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    gpus: float = 0.0
+    device: str = "auto"
+
+
+class RayModel:
+    """A model on the workers of a Ray cluster.
+
+    Args:
+        path: An .onnx file that ``segcli export`` wrote.
+        card: What it says of itself.
+        options: Where it goes.
+
+    Attributes:
+        card: As given.
+        provider: ONNX Runtime's name of the provider of the first worker that was ready.
+        fallback: Why ``auto`` did not take an accelerator there, or None.
+        threads: Of each worker.
+
+    Raises:
+        UsageError: Ray is not installed, or the machine has not so many cores.
+        ModelError: The model cannot be loaded.
+        DeviceError: There is no such cluster, no worker starts, or the device is not to be had.
+    """
+
+    def __init__(self, path: Path, card: ModelCard, options: RayOptions) -> None:
+        check_seal(path)
+        self.card = card
+        self._ray = _connect(options.address)
+        self._idle: SimpleQueue[_RayObject] = SimpleQueue()
+        self._alone = threading.Lock()
+        try:
+            self._start(path, options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, path: Path, options: RayOptions) -> None:
+        ray = self._ray
+        workers, threads = fit(ray.cluster_resources(), options)
+        # One more than its cores: the next image is there when one is done.
+        self._in_flight = threads + 1
+        self._shipped = Shipped(path, self.card, [ray.put(path.read_bytes())])
+        device = "cuda" if options.gpus and options.device == "auto" else options.device
+        actor = ray.remote(Worker).options(
+            num_cpus=threads,
+            num_gpus=options.gpus,
+            max_restarts=-1,
+            max_concurrency=self._in_flight,
+        )
+        self._actors = [actor.remote(str(Path.cwd()), device, threads) for _ in range(workers)]
+        starting = [one.start.remote(self._shipped) for one in self._actors]
+        ready, _ = ray.wait(starting, timeout=_START_TIMEOUT_S)
+        if not ready:
+            raise DeviceError(
+                f"no worker started within {_START_TIMEOUT_S} s: each takes {threads} cores and "
+                f"{options.gpus:g} GPUs of {_told(ray.cluster_resources())}",
+                hint="fewer --threads or --gpus-per-worker fit smaller machines",
+            )
+        first = self._first_words(ready[0])
+        self.provider, self.fallback, self.threads = first.provider, first.fallback, first.threads
+        # The others join when they are ready, on machines perhaps that have yet to be added.
+        for one, words in zip(self._actors, starting, strict=True):
+            words.future().add_done_callback(partial(self._join, one))
+
+    def _first_words(self, words: _RayObject) -> Started:
+        try:
+            started: Started = self._ray.get(words)
+        except self._ray.exceptions.RayError as error:
+            raise _reason(error) from error
+        if started.version != __version__:
+            raise UsageError(
+                f"a worker runs segcli {started.version}, this is {__version__}",
+                hint="install one version on every machine of the cluster",
+            )
+        return started
+
+    def _join(self, actor: _RayObject, words: "Future[Started]") -> None:
+        reason = words.exception()
+        for _ in range(self._in_flight):
+            self._idle.put(actor if reason is None else _reason(reason))
+
+    def run_images(
+        self,
+        sources: Iterable[Source],
+        job: Job,
+        run: RunOptions,
+        *,
+        claims: Claims | None = None,
+        stdin: BinaryIO,
+    ) -> Iterator[Outcome]:
+        """Yields one Outcome per source, in order, as ``pipeline.run_images`` does.
+
+        The files are written by the workers. Ends the connection to the cluster, and a cluster of
+        its own.
+        """
+        slots = self._in_flight * len(self._actors)
+
+        def stop() -> None:
+            for _ in range(slots):
+                self._idle.put(None)
+
+        works = (
+            partial(self._attempt, batch, job, run)
+            for batch in batches(take(sources, job, claims or Claims(), stdin), run.batch_size)
+        )
+        try:
+            with closing(in_order(works, workers=slots, stopping=stop)) as settled:
+                for outcomes in settled:
+                    for outcome in outcomes:
+                        yield outcome
+                        if outcome.error and run.fail_fast:
+                            return
+        finally:
+            self.close()
+
+    def _attempt(self, batch: Sequence[Item], job: Job, run: RunOptions) -> list[Outcome]:
+        errors = self._ray.exceptions
+        deaths = 0
+        while deaths < _MOST_DEATHS:
+            with self._alone if deaths else nullcontext():
+                actor = self._idle.get()
+                if actor is None:  # nobody waits for it any more
+                    return []
+                if isinstance(actor, Exception):
+                    self._idle.put(actor)
+                    raise actor
+                try:
+                    outcomes: list[Outcome] = self._ray.get(
+                        actor.attempt.remote(batch, self._shipped, job, run)
+                    )
+                except errors.RayTaskError as error:
+                    raise _reason(error) from error
+                except errors.RayError:
+                    deaths += 1
+                    self._await_restart(actor)
+                else:
+                    return outcomes
+                finally:
+                    self._idle.put(actor)
+        if batch[1:]:
+            return [outcome for item in batch for outcome in self._attempt([item], job, run)]
+        source = batch[0].source
+        reason = image_error(
+            source,
+            InferenceError(
+                f"its worker died {_MOST_DEATHS} times, perhaps for want of memory",
+                hint="fewer --threads for each worker need less at once",
+            ),
+        )
+        return [Outcome(source.path, "error", self.card.name, self.provider, error=reason)]
+
+    def _await_restart(self, actor: _RayObject) -> None:
+        """Returns when Ray has started an actor again: what it is given before only fails."""
+        errors = self._ray.exceptions
+        end = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < end:
+            try:
+                self._ray.get(actor.start.remote(self._shipped))
+            except errors.RayTaskError as error:
+                raise _reason(error) from error
+            except errors.RayError:
+                time.sleep(_RESTART_S)
+            else:
+                return
+
+    def close(self) -> None:
+        """Leaves the cluster, which ends the workers."""
+        self._ray.shutdown()
+
+
+def fit(resources: Mapping[str, float], options: RayOptions) -> tuple[int, int]:
+    """Returns the number of workers and the cores of each.
+
+    Args:
+        resources: What the cluster has, by Ray's names.
+        options: What is asked for.
+
+    Raises:
+        UsageError: This machine alone is asked for more cores than it has. A cluster may grow.
+    """
+    cores = max(1, int(resources.get("CPU", 0)))
+    workers, threads = options.workers, options.threads
+    if workers is None and options.gpus:
+        workers = max(1, int(resources.get("GPU", 0) / options.gpus))
+    if threads is None:
+        threads = max(1, min(_MOST_THREADS, cores // (workers or 1)))
+    if workers is None:
+        workers = max(1, cores // threads)
+    if options.address is None and workers * threads > cores:
+        raise UsageError(
+            f"{workers} workers of {threads} threads need {workers * threads} cores, "
+            f"this machine has {cores}"
+        )
+    return workers, threads
+
+
+def _connect(address: str | None) -> ModuleType:
+    """Returns the module ``ray``, connected."""
+    # Before Ray is imported: it would tell its makers of each cluster.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What it prints of workers that die goes to stderr, where no colour belongs unasked.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'segcli[ray]'"
+        ) from error
+    # Importing it sets the level; what it logs of its tokens is nothing to act on.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    # Ray puts its own in their place.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    alone: dict[str, Any] = (
+        {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
+    )
+    try:
+        if address is not None:
+            _knock(address)
+        ray.init(
+            address or "local",
+            configure_logging=False,
+            log_to_driver=False,
+            **alone,
+        )
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster {address!r} cannot be reached" if address else "Ray did not start"
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DeviceError(
+            f"{where}: {reason}",
+            hint="'ray status' on that machine says more; without --ray-address one is started here"
+            if address
+            else None,
+        ) from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return ray
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing answers: Ray itself would try for ten minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdecimal() and int(port) < 1 << 16:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+
+
+def _reason(error: BaseException) -> Exception:
+    """Returns what segcli itself raised in a worker, else a DeviceError with what Ray says."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, SegcliError):
+        return cause
+    if isinstance(cause, Exception) and not isinstance(cause, ImportError):
+        return cause
+    reason = str(cause or error).strip().rpartition("\n")[2]
+    return DeviceError(
+        f"a worker of the Ray cluster did not start: {reason}",
+        hint=f"segcli {__version__} has to be installed on every machine of it",
+    )
+
+
+def _told(resources: Mapping[str, float]) -> str:
+    cores, gpus = (resources.get(name, 0) for name in ("CPU", "GPU"))
+    return f"a cluster of {cores:g} cores and {gpus:g} GPUs"

@@ -1,0 +1,114 @@
+"""What runs in a process of a Ray cluster: images through one session, files written there."""
+
+import contextlib
+import os
+import platform
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from segcli import __version__
+from segcli.artifact import ModelCard
+from segcli.errors import OutputError
+from segcli.jobs import Job
+from segcli.model import Model
+from segcli.pipeline import Item, attempt
+from segcli.reading import RunOptions
+from segcli.results import Outcome
+from segcli.session import Session
+
+
+class Shipped(NamedTuple):
+    """A model on its way to an actor.
+
+    Attributes:
+        path: Of its file on the machine that it comes from, for messages.
+        card: What the file says of itself.
+        data: A reference to the file's bytes; in a list, so that Ray leaves fetching it to us.
+    """
+
+    path: Path
+    card: ModelCard
+    data: list[Any]
+
+
+class Started(NamedTuple):
+    """What an actor says of itself."""
+
+    version: str
+    provider: str
+    fallback: str | None
+    threads: int
+
+
+class Worker:
+    """What one actor does: images through one session, several at a time.
+
+    Args:
+        folder: The current folder of the process that takes the inputs.
+        device: As for ``open_session``.
+        threads: Cores that are this actor's.
+    """
+
+    def __init__(self, folder: str, device: str, threads: int) -> None:
+        self._folder, self._device, self._threads = folder, device, threads
+        self._opening = threading.Lock()
+        self._model: Model | None = None
+
+    def start(self, shipped: Shipped) -> Started:
+        """Returns what runs here once the model is loaded.
+
+        Raises:
+            ModelError: It cannot be loaded.
+            DeviceError: The device is not to be had.
+        """
+        model = self._open(shipped)
+        return Started(__version__, model.provider, model.fallback, model.threads)
+
+    def attempt(
+        self, batch: Sequence[Item], shipped: Shipped, job: Job, run: RunOptions
+    ) -> list[Outcome]:
+        """Returns the Outcomes of items, their files written.
+
+        Raises:
+            SegcliError: What is no image's own fault.
+        """
+        model = self._open(shipped)
+        self._check_folder(batch)
+        outcomes = attempt(batch, model, job, run)
+        return [replace(outcome, provider=model.provider) for outcome in outcomes]
+
+    def _open(self, shipped: Shipped) -> Model:
+        # Not in __init__: what fails there reaches the other side as a dead actor without a reason.
+        with self._opening:
+            if self._model is None:
+                import ray
+
+                with contextlib.suppress(OSError):
+                    os.chdir(self._folder)
+                session: Future[Session] = Future()
+                session.set_result(
+                    Session(
+                        ray.get(shipped.data[0]),
+                        device=self._device,
+                        threads=self._threads,
+                        shared=True,
+                        cores=self._threads,
+                    )
+                )
+                self._model = Model(shipped.path, shipped.card, session)
+            return self._model
+
+    def _check_folder(self, batch: Sequence[Item]) -> None:
+        if Path.cwd() == Path(self._folder):
+            return
+        for item in batch:
+            for path in (item.source.path, *item.targets):
+                if item.data is None and not Path(path).is_absolute():
+                    raise OutputError(
+                        f"{path!r} is in {self._folder!r}, which {platform.node()!r} does not have",
+                        hint="the machines of a cluster need shared folders, or URLs",
+                    )

@@ -1,0 +1,177 @@
+"""``--engine ray``: the files and records of the local engine, whatever becomes of its workers."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+pytestmark = pytest.mark.slow
+
+# To tell this test's workers from those of any other run on the machine.
+MARK = "SEGCLI_TEST_MARK"
+
+
+@pytest.fixture
+def tree(picture):
+    """Images in folders, one that is damaged, one that is no file, names that need care."""
+    for i in range(24):
+        picture(f"in/{'deep/er/' * (i % 3)}{i:02} ü%.png", (90 + i, 60), 20 + i)
+    Path("in/deep/bad.png").write_bytes(b"damaged")
+    Path("in/gone.png").symlink_to("nowhere")
+    return Path("in")
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    """Lists the process ids of this test's workers."""
+    monkeypatch.setenv(MARK, str(tmp_path))
+    mark = f"{MARK}={tmp_path}".encode()
+
+    def find():
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                is_worker = (folder / "cmdline").read_bytes().startswith(b"ray::Worker")
+                if is_worker and mark in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    return find
+
+
+def records(stdout, out):
+    return [json.loads(line) for line in stdout.decode().replace(f'"{out}/', '"out/').splitlines()]
+
+
+def test_same_files_and_records_as_here(segcli_process, tiny_model, tree, contents, parts):
+    run = ("segment", "in", "-r", "-m", tiny_model(), "--jsonl", "--no-timing", "-f", "mask")
+    run += ("-f", "overlay", "--device", "cpu")
+    here = segcli_process(*run, "-o", "here")
+    assert here.returncode == 1
+    for count in ("1", "2"):
+        there = segcli_process(*run, "-o", count, "--engine", "ray", "--workers", count)
+        assert there.returncode == 1, there.stderr
+        assert records(there.stdout, count) == records(here.stdout, "here")
+        assert contents(count) == contents("here")
+        assert parts(count) == []
+    assert len(contents("here")) == 48
+    assert b"ray" not in there.stderr.lower()
+    again = segcli_process(*run, "-o", "1", "--engine", "ray", "--workers", "1", "--skip-existing")
+    statuses = [record["status"] for record in records(again.stdout, "1")]
+    assert (statuses.count("skipped"), statuses.count("error")) == (24, 2)
+
+
+def test_labels_and_features(segcli_process, tiny_model, tree):
+    model = tiny_model("c.onnx", task="classification", palette=())
+    run = ("classify", "in", "-r", "-m", model, "--jsonl", "--no-timing")
+    there = segcli_process(*run, "--engine", "ray", "--workers", "1")
+    assert there.stdout == segcli_process(*run).stdout
+    assert len(there.stdout.splitlines()) == 26
+
+
+@pytest.fixture
+def photos(shared):
+    """Enough work to be interrupted in."""
+    data = (shared / "data" / "photos" / "china.jpg").read_bytes()
+    Path("photos").mkdir()
+    for i in range(60):
+        Path(f"photos/{i:02}.jpg").write_bytes(data)
+    return Path("photos")
+
+
+@pytest.fixture
+def begin(start, photos):
+    """Starts a run and returns it once some of its files are there."""
+
+    def call(*args):
+        process = start("segment", photos, "-o", "out", "--engine", "ray", *args, seconds=120)
+        while process.poll() is None and len(list(Path("out").glob("*.png"))) < 5:
+            time.sleep(0.05)
+        assert process.poll() is None
+        return process
+
+    return call
+
+
+def test_a_worker_that_is_killed_loses_nothing(begin, finish, workers, contents, parts):
+    process = begin("--workers", "2", "--jsonl")
+    before = workers()
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [r["path"] for r in found] == [f"photos/{i:02}.jpg" for i in range(60)]
+    assert {r["status"] for r in found} == {"ok"}
+    assert len(contents("out")) == 60
+    assert len(set(contents("out").values())) == 1
+    assert b"\x1b" not in err
+    assert workers() == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_ends_clean_and_is_resumed(
+    begin, finish, workers, number, code, segcli_process, contents, parts
+):
+    process = begin("--workers", "1")
+    process.send_signal(number)
+    _, err = finish(process)
+    assert process.returncode == code, err
+    assert b"Traceback" not in err
+    assert parts("out") == []
+    deadline = time.monotonic() + 20
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers() == []
+    done = contents("out")
+    assert 5 <= len(done) < 60
+    again = segcli_process("segment", "photos", "-o", "out", "--skip-existing")
+    assert again.returncode == 0
+    assert len(contents("out")) == 60
+    assert len(set(contents("out").values())) == 1
+
+
+def test_records_leave_while_the_list_goes_on(start, tiny_model, picture):
+    picture("a.png")
+    process = start(
+        *("segment", "--files-from", "-", "-o", "out", "-m", tiny_model(), "--jsonl"),
+        *("--engine", "ray", "--workers", "1"),
+    )
+    process.stdin.write(b"a.png\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["status"] == "ok"
+    process.stdin.close()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("--ray-address", "auto"), 2, "--ray-address goes with --engine ray"),
+        (("--gpus-per-worker", "1"), 2, "--gpus-per-worker goes with --engine ray"),
+        (("--engine", "ray", "--gpus-per-worker", "-1"), 2, "is not a number from 0 up"),
+        (("--engine", "ray", "--workers", "999"), 2, "need 999 cores"),
+        (("--engine", "ray", "--ray-address", "127.0.0.1:1"), 4, "cannot be reached"),
+    ],
+)
+def test_refusals(segcli_process, tiny_model, picture, args, code, says):
+    picture("a.png")
+    ran = segcli_process("segment", "a.png", "-m", tiny_model(), "-o", "x.png", *args)
+    assert (ran.returncode, ran.stdout) == (code, b"")
+    assert says in ran.stderr.decode()
+    assert len(ran.stderr.splitlines()) <= 2
+    assert not Path("x.png").exists()
+
+
+def test_stdout_is_not_a_workers(segcli_process, tiny_model, picture):
+    picture("a.png")
+    ran = segcli_process("segment", "a.png", "-m", tiny_model(), "-o", "-", "--engine", "ray")
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert b"writes files, not to stdout" in ran.stderr
