@@ -8,15 +8,72 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 
 # Enough that no worker waits for the head of the line, little enough that memory stays flat.
 QUEUED_PER_WORKER = 2
 
 # A source that has more to give ends within this; one that waits for its writer is left waiting.
 _FAREWELL_S = 0.1
+
+
+def in_groups(items: Iterable[_T], most: int) -> Generator[list[_T], None, None]:
+    """Yields lists of what is there by then: one item at least, and no more than ``most``.
+
+    So nothing waits for an item that is not there yet, and whoever is slower than the source takes
+    several at once.
+
+    Args:
+        items: Taken by a thread of its own, no more than two groups ahead.
+        most: Length of a list.
+
+    Raises:
+        BaseException: What ``items`` raised, after what came before.
+    """
+    there: SimpleQueue[_T | _End] = SimpleQueue()
+    places = threading.Semaphore(2 * most)
+    stopped = threading.Event()
+
+    def feed() -> None:
+        end = _End()
+        try:
+            for item in items:
+                places.acquire()
+                if stopped.is_set():
+                    return
+                there.put(item)
+        except BaseException as error:
+            end = _End(error)
+        there.put(end)
+
+    threading.Thread(target=feed, name="segcli-group", daemon=True).start()
+    try:
+        while not isinstance(item := there.get(), _End):
+            group = [item]
+            while len(group) < most and not there.empty():
+                item = there.get()
+                if isinstance(item, _End):
+                    break
+                group.append(item)
+            yield group
+            for _ in group:
+                places.release()
+            if isinstance(item, _End):
+                break
+        if item.error is not None:
+            raise item.error
+    finally:
+        stopped.set()
+        places.release()
+
+
+class _End(NamedTuple):
+    """What follows the last item: why there are no more."""
+
+    error: BaseException | None = None
 
 
 def in_order(

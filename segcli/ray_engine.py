@@ -24,11 +24,11 @@ from typing import Any, BinaryIO, TypeAlias
 from segcli import __version__
 from segcli.artifact import ModelCard
 from segcli.errors import DeviceError, InferenceError, SegcliError, UsageError
-from segcli.in_order import in_order
+from segcli.in_order import in_groups, in_order
 from segcli.inputs import Source
 from segcli.jobs import Job
 from segcli.onnx_file import check_seal
-from segcli.pipeline import Item, batches, take
+from segcli.pipeline import Item, take
 from segcli.ray_worker import Shipped, Started, Worker
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
@@ -41,6 +41,10 @@ _MOST_THREADS = 4
 # An image whose worker has died so often is taken for the reason. Those that merely shared it with
 # such an image are tried again alone, and so die with it once.
 _MOST_DEATHS = 3
+
+# A call of a worker costs this process and that one 2 ms each: with one image a call, one process
+# could feed no more than a few hundred images a second.
+_GROUP = 8
 
 # Ray starts a process for each, with Python and ONNX Runtime: seconds; more on a machine that has
 # to be added to a cluster first.
@@ -170,8 +174,10 @@ class RayModel:
                 self._idle.put(None)
 
         works = (
-            partial(self._attempt, batch, job, run)
-            for batch in batches(take(sources, job, claims or Claims(), stdin), run.batch_size)
+            partial(self._attempt, group, job, run)
+            for group in in_groups(
+                take(sources, job, claims or Claims(), stdin), max(_GROUP, run.batch_size)
+            )
         )
         try:
             with closing(in_order(works, workers=slots, stopping=stop)) as settled:
@@ -183,7 +189,7 @@ class RayModel:
         finally:
             self.close()
 
-    def _attempt(self, batch: Sequence[Item], job: Job, run: RunOptions) -> list[Outcome]:
+    def _attempt(self, group: Sequence[Item], job: Job, run: RunOptions) -> list[Outcome]:
         errors = self._ray.exceptions
         deaths = 0
         while deaths < _MOST_DEATHS:
@@ -196,7 +202,7 @@ class RayModel:
                     raise actor
                 try:
                     outcomes: list[Outcome] = self._ray.get(
-                        actor.attempt.remote(batch, self._shipped, job, run)
+                        actor.attempt.remote(group, self._shipped, job, run)
                     )
                 except errors.RayTaskError as error:
                     raise _reason(error) from error
@@ -207,9 +213,9 @@ class RayModel:
                     return outcomes
                 finally:
                     self._idle.put(actor)
-        if batch[1:]:
-            return [outcome for item in batch for outcome in self._attempt([item], job, run)]
-        source = batch[0].source
+        if group[1:]:
+            return [outcome for item in group for outcome in self._attempt([item], job, run)]
+        source = group[0].source
         reason = image_error(
             source,
             InferenceError(

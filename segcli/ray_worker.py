@@ -15,7 +15,7 @@ from segcli.artifact import ModelCard
 from segcli.errors import OutputError
 from segcli.jobs import Job
 from segcli.model import Model
-from segcli.pipeline import Item, attempt
+from segcli.pipeline import Item, attempt, batches
 from segcli.reading import RunOptions
 from segcli.results import Outcome
 from segcli.session import Session
@@ -69,7 +69,7 @@ class Worker:
         return Started(__version__, model.provider, model.fallback, model.threads)
 
     def attempt(
-        self, batch: Sequence[Item], shipped: Shipped, job: Job, run: RunOptions
+        self, group: Sequence[Item], shipped: Shipped, job: Job, run: RunOptions
     ) -> list[Outcome]:
         """Returns the Outcomes of items, their files written.
 
@@ -77,9 +77,12 @@ class Worker:
             SegcliError: What is no image's own fault.
         """
         model = self._open(shipped)
-        self._check_folder(batch)
-        outcomes = attempt(batch, model, job, run)
-        return [replace(outcome, provider=model.provider) for outcome in outcomes]
+        self._check_folder(group)
+        return [
+            replace(outcome, provider=model.provider)
+            for batch in batches(group, run.batch_size)
+            for outcome in attempt(batch, model, job, run)
+        ]
 
     def _open(self, shipped: Shipped) -> Model:
         # Not in __init__: what fails there reaches the other side as a dead actor without a reason.
@@ -102,10 +105,10 @@ class Worker:
                 self._model = Model(shipped.path, shipped.card, session)
             return self._model
 
-    def _check_folder(self, batch: Sequence[Item]) -> None:
+    def _check_folder(self, items: Sequence[Item]) -> None:
         if Path.cwd() == Path(self._folder):
             return
-        for item in batch:
+        for item in items:
             for path in (item.source.path, *item.targets):
                 if item.data is None and not Path(path).is_absolute():
                     raise OutputError(

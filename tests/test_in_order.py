@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from segcli.in_order import QUEUED_PER_WORKER, in_order
+from segcli.in_order import QUEUED_PER_WORKER, in_groups, in_order
 
 AHEAD = 3 * QUEUED_PER_WORKER + 1
 
@@ -112,3 +112,66 @@ def test_a_source_that_waits_for_ever_does_not_keep_back_an_interrupt():
         with pytest.raises(KeyboardInterrupt):
             next(results)
         assert time.perf_counter() - start < 5
+
+
+class TestGroups:
+    def test_all_of_them_in_order(self):
+        groups = list(in_groups(range(1000), 8))
+        assert [item for group in groups for item in group] == list(range(1000))
+        assert max(map(len, groups)) <= 8
+
+    def test_a_slow_reader_gets_full_groups(self):
+        groups = []
+        for group in in_groups(range(64), 8):
+            time.sleep(0.02)
+            groups.append(len(group))
+        assert groups.count(8) >= 6
+
+    def test_nothing_waits_for_what_is_not_there(self):
+        more = threading.Event()
+
+        def slow():
+            yield 1
+            yield 2
+            more.wait(60)
+            yield 3
+
+        groups = in_groups(slow(), 8)
+        found = next(groups)
+        while len(found) < 2:
+            found += next(groups)
+        assert found == [1, 2]
+        more.set()
+        assert list(groups) == [[3]]
+
+    def test_nothing(self):
+        assert list(in_groups([], 8)) == []
+
+    def test_what_the_source_raises_comes_after_its_items(self):
+        def failing():
+            yield from range(3)
+            raise ValueError("damaged")
+
+        found = []
+        groups = in_groups(failing(), 2)
+        with pytest.raises(ValueError, match="damaged"):
+            found.extend(item for group in groups for item in group)
+        assert found == [0, 1, 2]
+
+    def test_the_source_is_not_read_far_ahead(self):
+        taken = []
+
+        def counted():
+            for i in range(1000):
+                taken.append(i)
+                yield i
+
+        groups = in_groups(counted(), 4)
+        next(groups)
+        time.sleep(0.2)
+        assert len(taken) <= 4 * 3 + 1
+        groups.close()
+        time.sleep(0.1)
+        before = len(taken)
+        time.sleep(0.1)
+        assert len(taken) == before < 20
