@@ -18,9 +18,9 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segcli import image_io, render
+from segcli import image_io, render, storage
 from segcli.artifact import ModelCard
-from segcli.atomic import sweep_parts, write_atomic
+from segcli.atomic import sweep_parts
 from segcli.encode import Style, draw_overlay, encode_output
 from segcli.errors import ImageError, InferenceError, is_out_of_memory
 from segcli.in_order import in_order
@@ -85,6 +85,7 @@ class SegmentOptions:
         preview_columns: Width of the overlay that an Outcome carries for a terminal, 0 for none.
         skip_existing: Leaves an image whose outputs are all there.
         no_clobber: Makes an existing output that image's error.
+        is_there: Tells whether an output exists.
     """
 
     plan: OutputPlan
@@ -93,6 +94,7 @@ class SegmentOptions:
     preview_columns: int = 0
     skip_existing: bool = False
     no_clobber: bool = False
+    is_there: Callable[[str], bool] = storage.exists
 
 
 class _Ask(NamedTuple):
@@ -136,12 +138,18 @@ def segment_images(
 
     def prepare(source: Source) -> _Work | Outcome:
         # In order and before any work: who writes a file is not decided by who is faster.
-        targets = claim_targets(source, options.plan, claims, no_clobber=options.no_clobber)
+        targets = claim_targets(
+            source,
+            options.plan,
+            claims,
+            no_clobber=options.no_clobber,
+            is_there=options.is_there,
+        )
         if not to_stdout:
             for folder in {os.path.dirname(t) for t in targets} - swept:  # noqa: PTH120
                 sweep_parts(folder)
                 swept.add(folder)
-            if options.skip_existing and all_exist(targets):
+            if options.skip_existing and all_exist(targets, options.is_there):
                 return Outcome(
                     source.path, "skipped", model.card.name, "", outputs=targets, elapsed_ms=0.0
                 )
@@ -153,7 +161,7 @@ def segment_images(
                 if to_stdout:
                     write_stdout(data)
                 else:
-                    write_atomic(target, data, replace=not options.no_clobber)
+                    storage.write_whole(target, data, replace=not options.no_clobber)
             visible = options.style.visible
             shown = [c for c in answer.classes if visible is None or c.class_id in visible]
             preview = None
@@ -324,7 +332,7 @@ def read_image(source: Source, run: RunOptions, data: bytes | None = None) -> _I
     Raises:
         ImageError: It cannot be read or decoded.
     """
-    data = image_io.read_bytes(source.path) if data is None else data
+    data = storage.read_bytes(source.path) if data is None else data
     return image_io.decode_image(
         data, source.path, max_pixels=run.max_pixels, allow_truncated=run.allow_truncated
     )
@@ -351,7 +359,7 @@ def read_reduced(
         height, width = resized_hw(whole_hw, spec)
         return _MARGIN * height, _MARGIN * width
 
-    data = image_io.read_bytes(source.path) if data is None else data
+    data = storage.read_bytes(source.path) if data is None else data
     return image_io.decode_reduced(
         data,
         source.path,

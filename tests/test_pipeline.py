@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segcli import image_io
+from segcli import image_io, storage
 from segcli.errors import ImageDecodeError
 from segcli.inputs import Source
 from segcli.model import Model
@@ -177,7 +177,7 @@ def test_collision_goes_to_the_first_whatever_the_speed(segment, picture):
 def test_skip_existing_reads_nothing(segment, pictures, monkeypatch):
     sources = pictures(4)
     list(segment(sources))
-    monkeypatch.setattr(image_io, "read_bytes", None)
+    monkeypatch.setattr(storage, "read_bytes", None)
     outcomes = list(segment(sources, skip_existing=True))
     assert {o.status for o in outcomes} == {"skipped"}
     assert outcomes[0].outputs == ("out/000.png",)

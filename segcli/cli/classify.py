@@ -10,7 +10,13 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import ModelNotFound, UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    check_arguments,
+    open_sources,
+    resolve_arguments,
+)
 
 if TYPE_CHECKING:
     from segcli.cli.console import Results
@@ -72,7 +78,7 @@ def classify(
     """
     from segcli.cli import console, run
 
-    args = inputs or []
+    args = resolve_arguments(inputs or [])
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if as_csv and records != "text":
@@ -90,7 +96,7 @@ def classify(
         "files_from": files_from,
         "files0_from": files0_from,
     }
-    check_arguments(args, **walk)  # type: ignore[arg-type]
+    check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     with console.results() as out:
         names = run.open_registry(registry)
         name = model or _first_on_this_machine(names)

@@ -9,7 +9,16 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, Source, check_arguments, open_sources
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    Source,
+    check_arguments,
+    open_sources,
+    resolve_arguments,
+)
+from segcli.lookahead import Lookahead
+from segcli.urls import is_url_folder, local_path
 from segcli.writers import (
     Claims,
     Format,
@@ -18,6 +27,7 @@ from segcli.writers import (
     check_folders,
     check_place,
     claim_targets,
+    late_folders,
     plan_output,
 )
 
@@ -149,7 +159,8 @@ def segment(
     from segcli.cli import console, run
     from segcli.protocol import parse_protocol
 
-    args = inputs or []
+    args = resolve_arguments(inputs or [])
+    output = None if output is None else local_path(output)
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if not 0 <= opacity <= 1:
@@ -171,10 +182,20 @@ def segment(
     map_size = parse_mask_size(mask_size, plan, protocol)
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
     walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
-    lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
-    check_arguments(args, **walk, **lists)  # type: ignore[arg-type]
-    claims = Claims()
-    named = claims.check(plan, open_sources(args, **walk, stdin=sys.stdin.buffer) if args else ())  # type: ignore[arg-type]
+    lists = {
+        "files_from": files_from,
+        "files0_from": files0_from,
+        "root": None if root is None else local_path(root),
+    }
+    check_arguments(args, **walk, **lists, remote=True)  # type: ignore[arg-type]
+    claims = Claims(late_folders(args, plan))
+    # Folders of a store are listed once, while the run goes on.
+    known_now = [arg for arg in args if not is_url_folder(arg)]
+    named = claims.check(
+        plan,
+        open_sources(known_now, **walk, stdin=sys.stdin.buffer) if known_now else (),  # type: ignore[arg-type]
+    )
+    lookahead = Lookahead(plan)
     check_place(plan)
     known = run.open_registry(registry)
     with console.results() as out:
@@ -182,10 +203,14 @@ def segment(
             run.find_model(model, "segmentation", known)
 
             def targets(source: Source) -> tuple[str, ...]:
-                found = claim_targets(source, plan, claims, no_clobber=no_clobber)
-                return () if skip_existing and all_exist(found) else found
+                found = claim_targets(
+                    source, plan, claims, no_clobber=no_clobber, is_there=lookahead.is_there
+                )
+                return () if skip_existing and all_exist(found, lookahead.is_there) else found
 
             sources = open_sources(args, **walk, **lists, stdin=sys.stdin.buffer)  # type: ignore[arg-type]
+            if skip_existing or no_clobber:
+                sources = lookahead.ahead(sources)
             raise typer.Exit(run.dry_run(sources, targets, out, talk, end=end))
         if plan.kind == "stdout" and out.isatty():
             raise UsageError(
@@ -212,8 +237,9 @@ def segment(
         palette = choose_palette(loaded.card, safe=safe_colors)
         # Records go to stdout as well; a picture between them would break them.
         shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
+        sources = open_sources(args, **walk, **lists, stdin=sys.stdin.buffer)  # type: ignore[arg-type]
         outcomes = segment_images(
-            open_sources(args, **walk, **lists, stdin=sys.stdin.buffer),  # type: ignore[arg-type]
+            lookahead.ahead(sources) if skip_existing or no_clobber else sources,
             loaded,
             claims,
             SegmentOptions(
@@ -232,6 +258,7 @@ def segment(
                 preview_columns=PREVIEW_COLUMNS if shown else 0,
                 skip_existing=skip_existing,
                 no_clobber=no_clobber,
+                is_there=lookahead.is_there,
             ),
             RunOptions(
                 workers=workers,
@@ -255,7 +282,7 @@ def segment(
                 timing=timing,
                 model=loaded,
                 text=_text_writer(out, plan, end, palette if single else None),
-                total=None if has_list else named,
+                total=None if has_list or known_now != args else named,
                 page=page,
             )
     raise typer.Exit(code)
