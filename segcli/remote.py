@@ -42,7 +42,7 @@ _PAGE = 1000
 # Above it each part has its own time to arrive. What a killed run leaves of them is no object.
 _ONE_PUT = 64 << 20
 
-# Sorts behind every key of its folder.
+# Sorts behind every other name in its folder.
 _LAST = "\U0010ffff"
 
 _CREDENTIALS = {
@@ -52,11 +52,16 @@ _CREDENTIALS = {
 }
 _REGION = "set AWS_REGION to the bucket's region"
 
-# Asked by obstore where the environment has no credentials.
-_METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+# What obstore asks where the environment has no credentials, or only the half of them.
+_NO_KEY = re.compile(
+    r"/latest/api/token|/latest/meta-data|169\.254\.170\.2|metadata\.google\.internal|"
+    r"Missing (?:AccessKeyId|SecretAccessKey)"
+)
 _STATUS = re.compile(r"status code: (\d{3}) ([\w ]+)")
 _CODE = re.compile(r"<Code>(.*?)</Code>", re.DOTALL)
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
+_SERVER = re.compile(r"performing \w+ (\w+://[^/ ]+)")
+_CAUSE = re.compile(r'message: "([^"]+)"|(dns error)|(TimedOut)')
 _TIMING = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b.*? - ")
 
 _stores: "dict[tuple[str, str], ObjectStore]" = {}
@@ -176,7 +181,7 @@ def list_objects(folder: str, left_out: Callable[[str], str | None]) -> Iterator
                     if subfolder is None and meta["path"] != prefix:
                         yield relative
                 if subfolder is not None and len(page) == _PAGE:
-                    offset = f"{start}{subfolder}/{_LAST}"
+                    offset = max(f"{start}{subfolder}/{_LAST}", page[-1]["path"])
                     break
     except SegcliError:
         raise
@@ -255,20 +260,24 @@ def _explain(error: Exception, url: str) -> tuple[str, str | None]:
     text = _first_part(error)
     scheme = url.partition("://")[0].lower()
     credentials = _CREDENTIALS.get(scheme)
-    if any(host in text for host in _METADATA_HOSTS):
+    if _NO_KEY.search(text):
         return "no credentials were found", credentials
     code, told, status = _CODE.search(text), _MESSAGE.search(text), _STATUS.search(text)
     name = code[1] if code else ""
-    if status is None:
-        if "redirect without LOCATION" in text:
-            return "the bucket is in another region", _REGION
-        # Behind what request it was, which is not the user's.
-        reason = " ".join((_TIMING.split(text, maxsplit=1)[-1]).split())
-        return reason.rstrip(".") or type(error).__name__, None
     if name == "NoSuchBucket":
         return "no such bucket", None
     if isinstance(error, FileNotFoundError):
         return "no such object", None
+    if status is None:
+        if "redirect without LOCATION" in text:
+            return "the bucket is in another region", _REGION
+        if "error sending request" in text and (server := _SERVER.search(text)):
+            cause = _CAUSE.search(str(error))
+            told_why = f": {next(filter(None, cause.groups()))}" if cause else ""
+            return f"no answer from {server[1]}{told_why}", None
+        # Behind what request it was, which is not the user's.
+        reason = " ".join((_TIMING.split(text, maxsplit=1)[-1]).split())
+        return reason.rstrip(".") or type(error).__name__, None
     reason = f"{status[1]} {status[2].strip()}"
     if name:
         reason += f", {name}"
