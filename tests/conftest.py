@@ -325,6 +325,7 @@ class Bucket:
         request = urllib.request.Request(address, data, method=method)
         # Without a key in it moto's front cannot tell which of its services is meant.
         request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=a/2020/us-east-1/s3/x")
+        request.add_header("Content-Type", "application/octet-stream")
         with urllib.request.urlopen(request, timeout=30) as answer:
             content: bytes = answer.read()
             return content
@@ -337,7 +338,7 @@ class Bucket:
         """Returns an object's content."""
         return self._ask("GET", key)
 
-    def keys(self) -> list[str]:
+    def list(self) -> list[str]:
         """Returns all keys, in the order of the server."""
         return [
             unescape(key) for key in re.findall("<Key>(.*?)</Key>", self._ask("GET", "").decode())

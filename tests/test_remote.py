@@ -40,7 +40,7 @@ def refusing(http_server, bucket, monkeypatch):
 @pytest.mark.parametrize("key", KEYS)
 def test_keys_are_the_servers(bucket, key):
     put_object(f"{bucket.url}/{key}", key.encode())
-    assert bucket.keys() == [key]
+    assert bucket.list() == [key]
     assert bucket.get(key) == read_object(f"{bucket.url}/{key}") == key.encode()
     assert object_exists(f"{bucket.url}/{key}")
     assert list(list_objects(bucket.url, lambda key: None)) == [key]
@@ -274,5 +274,5 @@ def test_nothing_is_there_when_a_put_is_killed(bucket, monkeypatch, tmp_path):
             process.wait()
             killed.set()
             thread.join()
-    assert bucket.keys() == []
+    assert bucket.list() == []
     assert list(Path(tmp_path).iterdir()) == []
