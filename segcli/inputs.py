@@ -163,8 +163,7 @@ def open_sources(
                 yield Source(arg, url_name(arg) if is_url(arg) else Path(arg).name, "file")
         for name, separator in ((files_from, b"\n"), (files0_from, b"\0")):
             if name is not None:
-                for given in _entries(name, separator, stdin):
-                    entry = local_path(given)
+                for entry in map(_entry_path, _entries(name, separator, stdin)):
                     yield Source(entry, _place(entry, root), "list")
 
     seen: set[int | str] = set()
@@ -335,6 +334,13 @@ def _entries(name: str, separator: bytes, stdin: BinaryIO) -> Iterator[str]:
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot read the list {name!r}: {reason}") from error
+
+
+def _entry_path(entry: str) -> str:
+    try:
+        return local_path(entry)
+    except UsageError:  # the record of a missing file names it
+        return entry
 
 
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[str]:

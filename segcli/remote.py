@@ -64,6 +64,9 @@ _SERVER = re.compile(r"performing \w+ (\w+://[^/ ]+)")
 _CAUSE = re.compile(r'message: "([^"]+)"|(dns error)|(TimedOut)')
 _TIMING = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b.*? - ")
 
+# Of what a store answers, in characters.
+_MOST_TOLD = 300
+
 _stores: "dict[tuple[str, str], ObjectStore]" = {}
 _opening = threading.Lock()
 
@@ -277,12 +280,12 @@ def _explain(error: Exception, url: str) -> tuple[str, str | None]:
             return f"no answer from {server[1]}{told_why}", None
         # Behind what request it was, which is not the user's.
         reason = " ".join((_TIMING.split(text, maxsplit=1)[-1]).split())
-        return reason.rstrip(".") or type(error).__name__, None
+        return reason[:_MOST_TOLD].rstrip(".") or type(error).__name__, None
     reason = f"{status[1]} {status[2].strip()}"
     if name:
         reason += f", {name}"
     if told:
-        reason += f" ({' '.join(told[1].split()).rstrip('.')})"
+        reason += f" ({' '.join(told[1].split())[:_MOST_TOLD].rstrip('.')})"
     if name == "AuthorizationHeaderMalformed":
         return reason, _REGION
     refused = status[1] in ("401", "403") or name in ("ExpiredToken", "InvalidToken")

@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,28 @@ def test_keys_are_the_servers(bucket, key):
     assert list(list_objects(bucket.url, lambda key: None)) == [key]
     assert read_start(f"{bucket.url}/{key}", 2) == key.encode()[:2]
     assert read_start(f"{bucket.url}/{key}", 1000) == key.encode()
+
+
+def test_what_google_is_asked(http_server, bucket, monkeypatch):
+    """Its XML interface, played by a few answers: no server of it runs on this machine."""
+    listing = (
+        b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>in/a b.jpg</Key>"
+        b"<Size>4</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+        b"</ListBucketResult>"
+    )
+
+    def answer(method, path):
+        if "list-type" in path:
+            return 200, listing
+        return (200, b"data") if unquote(path) == "/g/in/a b.jpg" else (404, b"")
+
+    server = http_server(answer)
+    monkeypatch.setenv("GOOGLE_BASE_URL", server.url)
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    assert list(list_objects("gs://g/in/", lambda key: None)) == ["a b.jpg"]
+    assert read_object("gs://g/in/a b.jpg") == b"data"
+    assert not object_exists("gs://g/in/c.jpg")
+    assert server.asked[0].startswith("GET /g?list-type=2&prefix=in%2F")
 
 
 def test_what_is_there_is_replaced_only_when_asked(bucket):

@@ -58,7 +58,7 @@ def segment(
             "--output",
             metavar="OUT",
             show_default="the current folder",
-            help="A file for one image, a folder for several, - for stdout.",
+            help="A file for one image, a folder for several (also s3://, gs://), - for stdout.",
         ),
     ] = None,
     formats: Annotated[

@@ -191,7 +191,7 @@ def test_dry_run(seg, tree):
     assert (ran.code, ran.out.count("->"), "none.png" in ran.err) == (1, 1, True)
 
 
-def test_classify_and_embed(segcli, tiny_model, tree):
+def test_classify(segcli, tiny_model, tree):
     model = tiny_model("c.onnx", task="classification", palette=())
     local = segcli("classify", "-m", model, "in", "-r")
     remote = segcli("classify", "-m", model, tree.url + "/in", "-r")
@@ -360,11 +360,9 @@ def test_memory_is_flat_over_a_hundred_thousand_keys(
         pytest.skip("no /proc")
     keys = [f"in/{i:06}.jpg" for i in range(100_000)]
     server = listing_server(http_server, keys, picture().read_bytes())
+    args = ("segment", "-m", str(tiny_model()), f"{bucket.url}-long/in/", "-o", "x/", "-n")
     with subprocess.Popen(
-        [
-            *command,
-            *("segment", "-m", str(tiny_model()), f"{bucket.url}-long/in/", "-o", "x/", "-n"),
-        ],
+        [*command, *args],
         env={**os.environ, "AWS_ENDPOINT_URL": server.url},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
