@@ -382,6 +382,9 @@ def http_server() -> Iterator[Callable[[Callable[[str, str], Answer]], Server]]:
                     asked.append(f"{self.command} {self.path}")
                     status, body, *length = answer(self.command, self.path)
                     self.send_response(status)
+                    # Stores say both of every object.
+                    self.send_header("Last-Modified", self.date_time_string())
+                    self.send_header("ETag", '"1"')
                     self.send_header("Content-Length", str(*length or [len(body)]))
                     if length:
                         self.close_connection = True
