@@ -321,7 +321,7 @@ class Bucket:
         self._ask("PUT", "")
 
     def _ask(self, method: str, key: str, data: bytes | None = None) -> bytes:
-        address = f"{self.server}/{self.name}/{quote(key)}".removesuffix("/")
+        address = f"{self.server}/{self.name}" + (f"/{quote(key)}" if key else "")
         request = urllib.request.Request(address, data, method=method)
         # Without a key in it moto's front cannot tell which of its services is meant.
         request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=a/2020/us-east-1/s3/x")

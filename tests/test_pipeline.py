@@ -31,12 +31,20 @@ def model(tiny_model):
 
 @pytest.fixture
 def segment(model):
-    def call(sources, formats=(Format.MASK,), *, workers=WORKERS, fail_fast=False, **options):
+    def call(
+        sources,
+        formats=(Format.MASK,),
+        *,
+        folder="out",
+        workers=WORKERS,
+        fail_fast=False,
+        **options,
+    ):
         return segment_images(
             sources,
             model,
             Claims(),
-            SegmentOptions(plan=OutputPlan("folder", "out", formats), **options),
+            SegmentOptions(plan=OutputPlan("folder", folder, formats), **options),
             RunOptions(workers=workers, fail_fast=fail_fast),
             stdin=io.BytesIO(),
             write_stdout=lambda data: None,
@@ -190,6 +198,16 @@ def test_skip_existing_wants_every_format(segment, pictures):
     Path("out/001.color.png").write_bytes(b"")
     outcomes = list(segment(sources, (Format.MASK, Format.COLOR), skip_existing=True))
     assert [o.status for o in outcomes] == ["ok", "skipped"]
+
+
+@pytest.mark.parametrize("folder", ["out", "memory://pipeline/out"])
+def test_an_output_that_comes_during_the_work_is_left(segment, pictures, folder):
+    (source,) = pictures(1)
+    target = f"{folder}/000.png"
+    storage.write_whole(target, b"another run's")
+    (outcome,) = segment([source], folder=folder, no_clobber=True, is_there=lambda target: False)
+    assert outcome.error.code == "exists"
+    assert storage.read_bytes(target) == b"another run's"
 
 
 def test_leftovers_of_a_killed_run_go(segment, pictures):
