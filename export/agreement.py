@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from segcli import image_io
+from segcli import image_io, storage
 from segcli.artifact import ModelCard
 from segcli.errors import ExportError, ImageError, InferenceError, UsageError
 from segcli.export.precision import Kind, rounding
@@ -37,7 +37,7 @@ def require_images(paths: Sequence[str], kind: Kind) -> None:
     _require_some(paths, kind)
     for path in paths:
         with _usable():
-            image_io.decode_image(image_io.read_bytes(path), path)
+            image_io.decode_image(storage.read_bytes(path), path)
 
 
 def _require_some(paths: Sequence[str], kind: Kind) -> None:
@@ -95,7 +95,7 @@ def check(
     shares, differences = [], []
     for path in paths:
         with _usable():
-            image = image_io.decode_image(image_io.read_bytes(path), path)
+            image = image_io.decode_image(storage.read_bytes(path), path)
             batch = preprocess(image, card.preprocessing)
         size_hw = (image.shape[0], image.shape[1])
         try:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from segcli import image_io
+from segcli import image_io, storage
 from segcli.errors import ImageError, TruthError, UsageError
 from segcli.evaluate import VOID, reduce_labels
 from segcli.inputs import Source, file_identity, is_folder
@@ -141,7 +141,7 @@ class Dataset:
             TruthError: The file cannot be read as class ids, or holds ids of another label set.
         """
         try:
-            labels = image_io.decode_labels(image_io.read_bytes(path), path, max_pixels=max_pixels)
+            labels = image_io.decode_labels(storage.read_bytes(path), path, max_pixels=max_pixels)
         except ImageError as error:
             raise TruthError(f"the truth: {error}", hint=error.hint) from error
         try:

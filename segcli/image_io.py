@@ -27,7 +27,6 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -42,7 +41,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from segcli import __version__
-from segcli.errors import ImageDecodeError, ImageMissing, ImageTooLarge
+from segcli.errors import ImageDecodeError, ImageTooLarge
 
 DEFAULT_MAX_PIXELS = 178_956_970
 
@@ -84,23 +83,6 @@ _ON_THEIR_SIDE, _FROM_THE_END = (5, 6, 7, 8), (3, 4, 6, 7)
 # Pillow keeps four bytes a pixel and hands an array over as two copies: for a photo of 100
 # megapixels 1 GB at once, so such a one goes over in strips of this many pixels.
 _STRIP_PIXELS = 1 << 22
-
-
-def read_bytes(path: str) -> bytes:
-    """Returns a file's content.
-
-    Raises:
-        ImageMissing: There is no such file, it is a folder, or it cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise ImageMissing(f"cannot read {path!r}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageMissing(f"cannot read {path!r}: it is a folder") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageMissing(f"cannot read {path!r}: {_lower_first(reason)}") from error
 
 
 def decode_image(

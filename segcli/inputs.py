@@ -3,11 +3,10 @@
 The stream is lazy, so that a run can begin before a list ends; what it remembers is one
 number per file, to process each file once. This room decides what is an input and what
 its output is named after. It opens no image, only the text chunks of PNG files, which
-say what segcli itself wrote.
+say what segcli itself wrote. Objects of a store are listed by ``object_folder``.
 """
 
 import os
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,23 @@ from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
 from segcli.errors import UsageError
+from segcli.object_folder import is_object_folder, walk_objects
+from segcli.own_png import is_segcli_png
+from segcli.remote import object_exists
 from segcli.shards import Shard
+from segcli.urls import (
+    is_url,
+    is_url_folder,
+    is_web,
+    join_url,
+    local_path,
+    url_identity,
+    url_name,
+    url_place,
+)
 
 DEFAULT_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 STDIN = "-"
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Text chunks of our own files stand right behind IHDR; a bound against endless ones.
-_PNG_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,24 @@ class Source:
     origin: Literal["file", "folder", "list", "stdin"]
 
 
+def resolve_arguments(args: Sequence[str]) -> list[str]:
+    """Returns arguments as the rest of this room takes them.
+
+    ``file://`` becomes a path. A URL that ends in no image suffix and names a folder of a store
+    gets its slash; one with a suffix is taken for an object, and not asked for.
+
+    Raises:
+        UsageError: A store does not tell what a URL names, or a URL is malformed.
+    """
+    resolved = []
+    for arg in map(local_path, args):
+        named = is_web(arg) or arg.endswith("/") or arg.lower().endswith(DEFAULT_EXTENSIONS)
+        if is_url(arg) and not named and is_object_folder(arg):
+            arg += "/"
+        resolved.append(arg)
+    return resolved
+
+
 def check_arguments(
     args: Sequence[str],
     *,
@@ -52,6 +78,7 @@ def check_arguments(
     root: str | None = None,
     extensions: Collection[str] = DEFAULT_EXTENSIONS,
     exclude_dir: str | None = None,
+    remote: bool = False,
 ) -> None:
     """Refuses what cannot become a run, before a model is loaded.
 
@@ -63,6 +90,7 @@ def check_arguments(
         root: Folder below which list entries keep their place.
         extensions: What counts as an image inside a folder, in any case.
         exclude_dir: The output folder, left out of every walk.
+        remote: URLs are taken, as :func:`resolve_arguments` leaves them.
 
     Raises:
         UsageError: Nothing is given, none of it exists, a folder holds no image, a list
@@ -77,15 +105,21 @@ def check_arguments(
         raise UsageError("stdin ('-') can be read only once")
     if STDIN in args and recursive:
         raise UsageError("stdin ('-') is one image and does not go with -r")
+    for arg in args:
+        if is_url(arg) and not remote:
+            raise UsageError(
+                f"{arg!r} is a URL, and this command reads files",
+                hint="segment, classify and embed read URLs",
+            )
     for name in lists:
         # Not opened here: a list may be a named pipe, which can be opened only once.
         if name != STDIN and (file_status(name) is None or is_folder(name)):
             raise UsageError(f"no such list file: {name!r}")
-    if not lists and not any(arg == STDIN or file_status(arg) for arg in args):
+    if not lists and not any(arg == STDIN or exists(arg) for arg in args):
         more = f", nor any of the {len(args) - 1} other inputs" if args[1:] else ""
         raise UsageError(f"no such file or folder: {args[0]!r}{more}")
     for arg in args:
-        if arg != STDIN and is_folder(arg):
+        if arg != STDIN and is_input_folder(arg):
             _check_folder(arg, recursive, _suffixes(extensions), exclude_dir)
 
 
@@ -126,13 +160,13 @@ def open_sources(
         for arg in args:
             if arg == STDIN:
                 yield Source(STDIN, "stdin", "stdin")
-            elif is_folder(arg):
+            elif is_input_folder(arg):
                 yield from _walk(arg, recursive, suffixes, exclude_dir)
             else:
-                yield Source(arg, Path(arg).name, "file")
+                yield Source(arg, url_name(arg) if is_url(arg) else Path(arg).name, "file")
         for name, separator in ((files_from, b"\n"), (files0_from, b"\0")):
             if name is not None:
-                for entry in _entries(name, separator, stdin):
+                for entry in map(_entry_path, _entries(name, separator, stdin)):
                     yield Source(entry, _place(entry, root), "list")
 
     seen: set[int | str] = set()
@@ -148,7 +182,12 @@ def open_sources(
 
 
 def file_identity(path: str) -> int | None:
-    """Returns a number that two names of the same existing file share, else None."""
+    """Returns a number that two names of the same existing file share, else None.
+
+    A URL has one whatever is there.
+    """
+    if is_url(path):
+        return url_identity(path)
     status = file_status(path)
     if status is None or status.st_ino == 0:
         return None
@@ -171,8 +210,26 @@ def is_folder(path: str) -> bool:
     return status is not None and S_ISDIR(status.st_mode)
 
 
+def is_input_folder(path: str) -> bool:
+    """Tells whether an argument is walked: a folder, or a URL that ends in a slash."""
+    return is_url_folder(path) if is_url(path) else is_folder(path)
+
+
+def exists(path: str) -> bool:
+    """Tells whether there is a file, a folder, an object; of a web address this says its reader.
+
+    Raises:
+        UsageError: A store does not tell.
+    """
+    if is_web(path) or is_url_folder(path):
+        return True
+    return object_exists(path, UsageError) if is_url(path) else file_status(path) is not None
+
+
 def join(folder: str, relative: str) -> str:
     """Returns the path below ``folder``, which keeps the spelling that the user gave."""
+    if is_url(folder):
+        return join_url(folder, relative)
     return os.path.join(folder, relative)  # noqa: PTH118 - Path drops a leading ./
 
 
@@ -200,6 +257,12 @@ def _walk(
     folder: str, recursive: bool, suffixes: tuple[str, ...], exclude_dir: str | None
 ) -> Iterator[Source]:
     """Yields the images of a folder in byte order of their relative path."""
+    if is_url(folder):
+        for relative in walk_objects(
+            folder, recursive=recursive, suffixes=suffixes, exclude_dir=exclude_dir
+        ):
+            yield Source(join_url(folder, relative), relative, "folder")
+        return
     excluded = None if exclude_dir is None else _real_relative(exclude_dir, folder)
     # (relative path, is a folder), last first; a stack, as trees can be deeper than
     # Python recurses.
@@ -250,6 +313,8 @@ def _real_relative(path: str, folder: str) -> str | None:
 
 def _place(entry: str, root: str | None) -> str:
     """Returns what names the output of a list entry; outside the root with ``..``."""
+    if is_url(entry):
+        return url_name(entry) if root is None else url_place(entry, root)
     if root is None:
         return Path(entry).name
     try:
@@ -275,6 +340,13 @@ def _entries(name: str, separator: bytes, stdin: BinaryIO) -> Iterator[str]:
         raise UsageError(f"cannot read the list {name!r}: {reason}") from error
 
 
+def _entry_path(entry: str) -> str:
+    try:
+        return local_path(entry)
+    except UsageError:  # the record of a missing file names it
+        return entry
+
+
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[str]:
     # read1 returns what a pipe holds by now; read would wait for the full block.
     read = getattr(stream, "read1", stream.read)
@@ -288,24 +360,3 @@ def _split(stream: BinaryIO, separator: bytes) -> Iterator[str]:
 
 def _decode(item: bytes, separator: bytes) -> str:
     return os.fsdecode(item.removesuffix(b"\r") if separator == b"\n" else item)
-
-
-def is_segcli_png(path: str) -> bool:
-    """Tells whether the text of a PNG file names segcli as its ``Software``."""
-    if not path.lower().endswith(".png"):
-        return False
-    try:
-        with Path(path).open("rb") as file:
-            if file.read(8) != _PNG_SIGNATURE:
-                return False
-            for _ in range(_PNG_CHUNKS):
-                length, kind = struct.unpack(">I4s", file.read(8))
-                if kind in (b"IDAT", b"IEND"):
-                    return False
-                start = file.read(min(length, 16))
-                if kind == b"tEXt" and start.startswith(b"Software\0segcli "):
-                    return True
-                file.seek(length - len(start) + 4, os.SEEK_CUR)
-    except (OSError, struct.error):  # unreadable, or cut short: the decoder's to say
-        pass
-    return False

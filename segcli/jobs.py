@@ -11,9 +11,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segcli import render
+from segcli import render, storage
 from segcli.artifact import ModelCard
-from segcli.atomic import write_atomic
 from segcli.encode import Style, draw_overlay, encode_output
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize
@@ -137,7 +136,7 @@ class SegmentJob:
             if self.write_stdout is not None and self.plan.kind == "stdout":
                 self.write_stdout(data)
             else:
-                write_atomic(target, data, replace=not self.no_clobber)
+                storage.write_whole(target, data, replace=not self.no_clobber)
         visible = self.style.visible
         preview = None
         if self.preview_columns:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segcli import image_io
+from segcli import image_io, storage
 from segcli.artifact import MIN_IMAGE_SIZE, ModelCard
 from segcli.confidence import class_map_and_confidence
 from segcli.errors import (
@@ -71,7 +71,7 @@ class Model(Network):
         """
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
-            image = image_io.decode_image(image_io.read_bytes(path), path)
+            image = image_io.decode_image(storage.read_bytes(path), path)
         [answer] = self.answer(
             [image], [size_hw or image.shape[:2]], protocol, confidence=confidence
         )

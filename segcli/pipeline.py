@@ -27,6 +27,7 @@ from segcli.jobs import Job
 from segcli.model import Model
 from segcli.reading import RunOptions, image_error, read_image, read_reduced
 from segcli.results import Outcome
+from segcli.urls import is_url
 from segcli.writers import STDOUT, Claims
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
@@ -105,7 +106,9 @@ def take(sources: Iterable[Source], job: Job, claims: Claims, stdin: BinaryIO) -
     for source in sources:
         try:
             targets = job.claim(source, claims)
-            for folder in {Path(t).parent for t in targets if t != STDOUT} - swept:
+            for folder in {
+                Path(t).parent for t in targets if t != STDOUT and not is_url(t)
+            } - swept:
                 sweep_parts(str(folder))
                 swept.add(folder)
             # Here, as a worker that waits for a writer could not be interrupted.

@@ -19,6 +19,7 @@ from segcli.pipeline import Item, attempt, batches
 from segcli.reading import RunOptions
 from segcli.results import Outcome
 from segcli.session import Session
+from segcli.urls import is_url
 
 
 class Shipped(NamedTuple):
@@ -110,7 +111,7 @@ class Worker:
             return
         for item in items:
             for path in (item.source.path, *item.targets):
-                if item.data is None and not Path(path).is_absolute():
+                if item.data is None and not is_url(path) and not Path(path).is_absolute():
                     raise OutputError(
                         f"{path!r} is in {self._folder!r}, which {platform.node()!r} does not have",
                         hint="the machines of a cluster need shared folders, or URLs",

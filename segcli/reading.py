@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segcli import image_io
+from segcli import image_io, storage
 from segcli.artifact import ModelCard
 from segcli.errors import ImageError, InferenceError, is_out_of_memory
 from segcli.inputs import Source
@@ -59,7 +59,7 @@ def read_image(source: Source, run: RunOptions, data: bytes | None = None) -> _I
     Raises:
         ImageError: It cannot be read or decoded.
     """
-    data = image_io.read_bytes(source.path) if data is None else data
+    data = storage.read_bytes(source.path) if data is None else data
     return image_io.decode_image(
         data, source.path, max_pixels=run.max_pixels, allow_truncated=run.allow_truncated
     )
@@ -86,7 +86,7 @@ def read_reduced(
         height, width = resized_hw(whole_hw, spec)
         return _MARGIN * height, _MARGIN * width
 
-    data = image_io.read_bytes(source.path) if data is None else data
+    data = storage.read_bytes(source.path) if data is None else data
     return image_io.decode_reduced(
         data,
         source.path,

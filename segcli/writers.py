@@ -2,7 +2,7 @@
 
 :func:`plan_output` decides from the command line what the outputs are called, :class:`Claims` keeps
 two inputs from writing one file and any input from being written over. Nothing is encoded or
-written here; that is ``atomic``'s.
+written here; that is ``storage``'s.
 """
 
 import contextlib
@@ -29,8 +29,11 @@ from segcli.inputs import (
     file_identity,
     file_status,
     is_folder,
+    is_input_folder,
     join,
 )
+from segcli.storage import exists
+from segcli.urls import below, is_url, is_url_folder, is_web, split_url
 
 STDOUT = "-"
 
@@ -131,7 +134,7 @@ def plan_output(
         UsageError: Inputs, formats and output do not go together.
     """
     formats = tuple(dict.fromkeys(formats))
-    folders = [arg for arg in args if arg != STDIN and is_folder(arg)]
+    folders = [arg for arg in args if arg != STDIN and is_input_folder(arg)]
     single = len(args) == 1 and not folders and not has_list
     if output is None:
         if folders:
@@ -141,6 +144,8 @@ def plan_output(
         return OutputPlan("folder", "", formats)
     if not output:
         raise UsageError("-o is empty", hint="'-o .' names the current folder")
+    if is_url(output):
+        _check_address(output)
     if output in _STDOUT_NAMES:
         _check_single(output, formats, single)
         return OutputPlan("stdout", STDOUT, formats)
@@ -148,11 +153,27 @@ def plan_output(
         _check_single(output, formats, single)
         _check_suffix(output, formats[0])
         return OutputPlan("file", output, formats)
-    identity = file_identity(output)
+    identity = _folder_identity(output)
     for folder in folders:
-        if identity is not None and identity == file_identity(folder):
+        if identity is not None and identity == _folder_identity(folder):
             raise UsageError(f"-o {output!r} is the input folder {folder!r}")
     return OutputPlan("folder", output, formats)
+
+
+def _check_address(output: str) -> None:
+    if is_web(output):
+        raise UsageError(
+            f"-o {output!r} is a web address, which is only read",
+            hint="s3:// and gs:// are written",
+        )
+    try:
+        split_url(output)
+    except ValueError as error:
+        raise UsageError(f"-o {output!r} cannot be written: {error}") from error
+
+
+def _folder_identity(folder: str) -> int | None:
+    return file_identity(folder.rstrip("/") if is_url(folder) else folder)
 
 
 def _names_folder(output: str) -> bool:
@@ -203,6 +224,9 @@ def check_place(plan: OutputPlan) -> None:
     Raises:
         OutputError: The nearest existing folder is none, or may not be written.
     """
+    if is_url(plan.output):
+        # Only a PUT tells what a store allows.
+        return
     if plan.kind == "stdout" or (plan.kind == "file" and file_status(plan.output)):
         return
     try:
@@ -255,7 +279,7 @@ def check_folders(plan: OutputPlan) -> None:
     Raises:
         OutputError: It cannot be made.
     """
-    if plan.kind == "stdout":
+    if plan.kind == "stdout" or is_url(plan.output):
         return
     folder = Path(plan.output) if plan.kind == "folder" else Path(plan.output).parent
     made: list[Path] = []
@@ -276,10 +300,25 @@ def check_folders(plan: OutputPlan) -> None:
                 place.rmdir()
 
 
-class Claims:
-    """Which input writes which file, for one run and from one thread."""
+def late_folders(args: Iterable[str], plan: OutputPlan) -> list[str]:
+    """Returns the input folders that are in a store and in the output folder.
 
-    def __init__(self) -> None:
+    Where instead the output folder is in the input folder, it is left out of the listing.
+    """
+    folders = [arg for arg in args if is_url_folder(arg)]
+    return [folder for folder in folders if below(folder, plan.output) is not None]
+
+
+class Claims:
+    """Which input writes which file, for one run and from one thread.
+
+    Args:
+        listed_late: Folders whose images are known only as the run goes on; nothing is written
+            into one.
+    """
+
+    def __init__(self, listed_late: Sequence[str] = ()) -> None:
+        self._listed_late = listed_late
         self._owners: dict[str, str] = {}  # real path of a target: path of its source
         self._inputs: dict[int, str] = {}
 
@@ -288,7 +327,7 @@ class Claims:
 
         Args:
             plan: Names the outputs.
-            sources: The inputs without those of a list.
+            sources: The inputs without those of a list or of a store's folders.
 
         Raises:
             UsageError: Two of them would write one file, or one would be written over.
@@ -320,14 +359,20 @@ class Claims:
             OutputCollision: Another source of this run writes one of them.
             OutputWriteError: One of them is an input of this run.
         """
-        real = (os.path.realpath(t) for t in targets)
+        real = (_real_name(t) for t in targets)
         if all(self._owners.get(t) == source.path for t in real):
             return
-        written_by = self._owners.get(os.path.realpath(source.path))
+        written_by = self._owners.get(_real_name(source.path))
         if source.origin != "stdin" and written_by is not None:
             raise OutputCollision(f"the input {source.path!r} is the output of {written_by!r}")
         self._add_input(source)
         for target in targets:
+            for folder in self._listed_late:
+                if below(target, folder) is not None:
+                    raise OutputWriteError(
+                        f"the output {target!r} would be in the input folder {folder!r}",
+                        hint="name another folder with -o",
+                    )
             if (identity := file_identity(target)) in self._inputs:
                 raise OutputWriteError(
                     f"the output {target!r} is the input {self._inputs[identity]!r}"
@@ -339,7 +384,7 @@ class Claims:
             self._inputs[identity] = source.path
 
     def _own(self, source: Source, targets: Sequence[str]) -> None:
-        real = {os.path.realpath(t): t for t in targets}
+        real = {_real_name(t): t for t in targets}
         for key, target in real.items():
             owner = self._owners.get(key, source.path)
             if owner != source.path:
@@ -347,37 +392,33 @@ class Claims:
         self._owners.update(dict.fromkeys(real, source.path))
 
 
-def claim_targets(
-    source: Source, plan: OutputPlan, claims: Claims, *, no_clobber: bool = False
-) -> tuple[str, ...]:
+def _real_name(path: str) -> str:
+    return path if is_url(path) else os.path.realpath(path)
+
+
+def claim_targets(source: Source, plan: OutputPlan, claims: Claims) -> tuple[str, ...]:
     """Returns the files that one source will write, which from then on are its own.
 
     Raises:
         ImageMissing: The source is no file name.
         OutputCollision: Another source of this run writes one of them.
         OutputWriteError: One is an input, or would leave the output folder.
-        OutputExists: One is there and ``no_clobber`` is set.
     """
     if not source.path or "\0" in source.path:
         raise ImageMissing(f"an entry of the list is no file name: {source.path!r}")
     targets = plan.targets(source)
     if plan.kind != "stdout":
         claims.claim(source, targets)
-        if no_clobber:
-            # Before the work; write_atomic asks again, for what came meanwhile.
-            refuse_existing(targets)
     return targets
 
 
 def all_exist(targets: Sequence[str]) -> bool:
-    """Tells whether every target is a file by now: ``--skip-existing`` asks this."""
-    statuses = [file_status(target) for target in targets]
-    return all(status and S_ISREG(status.st_mode) for status in statuses)
+    """Tells whether every target is there by now: ``--skip-existing`` asks this."""
+    return all(map(exists, targets))
 
 
 def refuse_existing(targets: Sequence[str]) -> None:
     """Raises OutputExists where a target is there and would be replaced."""
     for target in targets:
-        status = file_status(target)
-        if status and S_ISREG(status.st_mode):
+        if exists(target):
             raise OutputExists(f"{target!r} exists", hint="leave out --no-clobber to replace it")

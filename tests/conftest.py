@@ -1,16 +1,26 @@
 """Fixtures for every test: tiny graphs, tiny pictures, the data beside the checkout."""
 
+import contextlib
 import io
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+from urllib.parse import quote
 
 import numpy as np
 import onnx
@@ -60,10 +70,13 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No test sees the user's cache, model or terminal settings."""
+    """No test sees the user's cache, model, credentials or terminal settings."""
     for name in list(os.environ):
         # GITHUB_ACTIONS makes Typer force a terminal in its help.
-        if name.startswith("SEGCLI_") or name in ("GITHUB_ACTIONS", "FORCE_COLOR"):
+        if name.startswith(("SEGCLI_", "AWS_", "GOOGLE_")) or name in (
+            "GITHUB_ACTIONS",
+            "FORCE_COLOR",
+        ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("SEGCLI_CACHE_DIR", str(tmp_path / "segcli-cache"))
     return
@@ -273,3 +286,123 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Tiny\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server of its own on this machine; it asks for no credentials."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+class Bucket:
+    """A bucket, seen by another client than segcli's: plain requests, unsigned."""
+
+    def __init__(self, server: str, name: str) -> None:
+        self.name, self.url, self.server = name, f"s3://{name}", server
+        self._ask("PUT", "")
+
+    def _ask(self, method: str, key: str, data: bytes | None = None) -> bytes:
+        address = f"{self.server}/{self.name}" + (f"/{quote(key)}" if key else "")
+        request = urllib.request.Request(address, data, method=method)
+        # Without a key in it moto's front cannot tell which of its services is meant.
+        request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=a/2020/us-east-1/s3/x")
+        request.add_header("Content-Type", "application/octet-stream")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            content: bytes = answer.read()
+            return content
+
+    def put(self, key: str, data: bytes) -> None:
+        """Puts an object in place."""
+        self._ask("PUT", key, data)
+
+    def get(self, key: str) -> bytes:
+        """Returns an object's content."""
+        return self._ask("GET", key)
+
+    def list(self) -> list[str]:
+        """Returns all keys, in the order of the server."""
+        return [
+            unescape(key) for key in re.findall("<Key>(.*?)</Key>", self._ask("GET", "").decode())
+        ]
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket that the environment's endpoint and credentials lead to."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return Bucket(s3_server, f"b{uuid.uuid4().hex}")
+
+
+# Status, body, and where it is not the body's the length that the server claims.
+Answer: TypeAlias = tuple[int, bytes] | tuple[int, bytes, int]
+
+
+class Server(NamedTuple):
+    """A server of the tests, and what it was asked."""
+
+    url: str
+    asked: list[str]
+
+
+@pytest.fixture
+def http_server() -> Iterator[Callable[[Callable[[str, str], Answer]], Server]]:
+    """Starts a web server on this machine, given what answers a method and a path."""
+    with contextlib.ExitStack() as stack:
+
+        def start(answer: Callable[[str, str], Answer]) -> Server:
+            asked: list[str] = []
+
+            class Handler(BaseHTTPRequestHandler):
+                protocol_version = "HTTP/1.1"
+
+                def _answer(self) -> None:
+                    self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                    asked.append(f"{self.command} {self.path}")
+                    status, body, *length = answer(self.command, self.path)
+                    self.send_response(status)
+                    # Stores say both of every object.
+                    self.send_header("Last-Modified", self.date_time_string())
+                    self.send_header("ETag", '"1"')
+                    self.send_header("Content-Length", str(*length or [len(body)]))
+                    if length:
+                        self.close_connection = True
+                    self.end_headers()
+                    if self.command != "HEAD":
+                        self.wfile.write(body)
+
+                do_GET = do_HEAD = do_PUT = _answer  # noqa: N815
+
+                def log_message(self, format: str, *args: object) -> None:
+                    pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread.start()
+            stack.callback(server.server_close)
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return Server(f"http://127.0.0.1:{server.server_port}", asked)
+
+        yield start

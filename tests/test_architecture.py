@@ -14,7 +14,16 @@ EXPORT = PACKAGE.parent / "export"
 
 # From the bottom; a room may use rooms of its own group and of those before it.
 GROUPS = (
-    {"errors", "results", "machine", "in_order", "cuda_libraries", "shards"},
+    {
+        "errors",
+        "results",
+        "machine",
+        "in_order",
+        "cuda_libraries",
+        "urls",
+        "own_png",
+        "shards",
+    },
     {
         "store",
         "hub",
@@ -29,8 +38,12 @@ GROUPS = (
         "atomic",
         "ownership",
         "array_file",
+        "remote",
+        "web",
     },
     {
+        "storage",
+        "object_folder",
         "image_io",
         "preprocess",
         "session",
@@ -99,7 +112,18 @@ PURE = (
     "thumbnail",
     "report_figures",
 )
-HEAVY = ("numpy", "cv2", "PIL", "onnxruntime", "torch", "onnx", "huggingface_hub", "yaml", "jinja2")
+HEAVY = (
+    "numpy",
+    "cv2",
+    "PIL",
+    "onnxruntime",
+    "torch",
+    "onnx",
+    "huggingface_hub",
+    "yaml",
+    "jinja2",
+    "obstore",
+)
 
 
 class Import:
@@ -203,6 +227,8 @@ def test_exception_of_results_is_lazy():
         ("onnxruntime", {"session.py", "precision.py"}),
         ("huggingface_hub", {"hub.py"}),
         ("ray", {"ray_engine.py", "ray_worker.py"}),
+        ("obstore", {"remote.py"}),
+        ("boto3", {"remote.py"}),
     ],
 )
 def test_only_importer(package, rooms):
@@ -238,7 +264,7 @@ def test_nothing_outside_export_imports_its_packages():
 def test_export_uses_few_rooms():
     allowed = {"artifact", "errors", "session", "labels", "onnx_file", "export"}
     # It compares answers, from the image file on.
-    more = {"agreement.py": {"image_io", "preprocess", "postprocess"}}
+    more = {"agreement.py": {"image_io", "preprocess", "postprocess", "storage"}}
     for path in EXPORT.glob("*.py"):
         rooms = {None} | allowed | more.get(path.name, set())
         for found in imports(path):
@@ -308,5 +334,5 @@ def test_segment_runs_without_the_export_extra_and_the_network(tmp_path, picture
     assert "onnxruntime" in loaded
     assert not loaded & {
         *("torch", "onnx", "onnxscript", "safetensors", "h5py", "tflite", "transformers"),
-        *("huggingface_hub", "httpx", "requests", "segcli.export"),
+        *("huggingface_hub", "httpx", "requests", "obstore", "boto3", "segcli.export"),
     }

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from segcli import benchmark, image_io, jobs, machine
+from segcli import benchmark, image_io, machine, storage
 from segcli.artifact import Preprocessing
 from segcli.benchmark import measure, splits
 from segcli.errors import DeviceError, InferenceError, OutputError, UsageError
@@ -65,7 +65,7 @@ def calls(monkeypatch):
         watch(Model, name)
     for name in ("read_image", "encode_output"):
         watch(benchmark, name)
-    watch(jobs, "write_atomic")
+    watch(storage, "write_whole")
     return made
 
 
@@ -114,20 +114,20 @@ def test_stages_are_the_pipelines_own(model, picture, calls):
     assert len(calls["encode_output"]) == serial
     # One more to see that it can be decoded.
     assert len(calls["read_image"]) == serial + 1
-    assert len(calls["write_atomic"]) == overlapped
+    assert len(calls["write_whole"]) == overlapped
 
 
 def test_the_timed_life_writes_what_segment_writes(model, picture, tmp_path, monkeypatch):
     written = {}
-    for owner in (benchmark, jobs):
+    for owner, name in ((benchmark, "write_atomic"), (storage, "write_whole")):
         monkeypatch.setattr(
             owner,
-            "write_atomic",
+            name,
             lambda path, data, owner=owner, **_: written.setdefault(owner, set()).add(data),
         )
     bench(model, picture())
-    assert written[benchmark] == written[jobs]
-    assert len(written[jobs]) == 1
+    assert written[benchmark] == written[storage]
+    assert len(written[storage]) == 1
 
 
 def test_images_take_turns(model, picture, calls):

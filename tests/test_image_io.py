@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from segcli import __version__
-from segcli.errors import ImageDecodeError, ImageError, ImageMissing, ImageTooLarge
+from segcli.errors import ImageDecodeError, ImageError, ImageTooLarge
 from segcli.image_io import (
     decode_image,
     decode_labels,
@@ -22,7 +22,6 @@ from segcli.image_io import (
     encode_jpeg,
     encode_palette_png,
     encode_png_rgb,
-    read_bytes,
 )
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
@@ -402,19 +401,6 @@ def test_threads_agree():
         decoded = list(pool.map(lambda data: decode_image(data, "a"), files))
     for data, image in zip(files, decoded, strict=True):
         np.testing.assert_array_equal(image, decode_image(data, "a"))
-
-
-def test_read_bytes(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    assert read_bytes(str(tmp_path / "a")) == b"abc"
-    with pytest.raises(ImageMissing, match="no such file"):
-        read_bytes(str(tmp_path / "b"))
-    with pytest.raises(ImageMissing, match="it is a folder"):
-        read_bytes(str(tmp_path))
-    with pytest.raises(ImageMissing, match="not a directory"):
-        read_bytes(str(tmp_path / "a" / "b"))
-    with pytest.raises(ImageMissing, match="null"):
-        read_bytes("a\0b")
 
 
 def test_png_round_trips():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segcli import image_io
+from segcli import image_io, jobs, storage
 from segcli.errors import ImageDecodeError
 from segcli.inputs import Source
 from segcli.jobs import ClassifyJob, SegmentJob
@@ -33,11 +33,19 @@ def model(tiny_model):
 
 @pytest.fixture
 def segment(model):
-    def call(sources, formats=(Format.MASK,), *, workers=WORKERS, fail_fast=False, **options):
+    def call(
+        sources,
+        formats=(Format.MASK,),
+        *,
+        folder="out",
+        workers=WORKERS,
+        fail_fast=False,
+        **options,
+    ):
         return run_images(
             sources,
             model,
-            SegmentJob(plan=OutputPlan("folder", "out", formats), **options),
+            SegmentJob(plan=OutputPlan("folder", folder, formats), **options),
             RunOptions(workers=workers, fail_fast=fail_fast),
             stdin=io.BytesIO(),
         )
@@ -177,7 +185,7 @@ def test_collision_goes_to_the_first_whatever_the_speed(segment, picture):
 def test_skip_existing_reads_nothing(segment, pictures, monkeypatch):
     sources = pictures(4)
     list(segment(sources))
-    monkeypatch.setattr(image_io, "read_bytes", None)
+    monkeypatch.setattr(storage, "read_bytes", None)
     outcomes = list(segment(sources, skip_existing=True))
     assert {o.status for o in outcomes} == {"skipped"}
     assert outcomes[0].outputs == ("out/000.png",)
@@ -190,6 +198,18 @@ def test_skip_existing_wants_every_format(segment, pictures):
     Path("out/001.color.png").write_bytes(b"")
     outcomes = list(segment(sources, (Format.MASK, Format.COLOR), skip_existing=True))
     assert [o.status for o in outcomes] == ["ok", "skipped"]
+
+
+@pytest.mark.parametrize("folder", ["out", "memory://pipeline/out"])
+def test_an_output_that_comes_during_the_work_is_left(segment, pictures, folder, monkeypatch):
+    # As if it had not been there when it was asked for before the work.
+    monkeypatch.setattr(jobs, "refuse_existing", lambda targets: None)
+    (source,) = pictures(1)
+    target = f"{folder}/000.png"
+    storage.write_whole(target, b"another run's")
+    (outcome,) = segment([source], folder=folder, no_clobber=True)
+    assert outcome.error.code == "exists"
+    assert storage.read_bytes(target) == b"another run's"
 
 
 def test_leftovers_of_a_killed_run_go(segment, pictures):

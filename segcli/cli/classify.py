@@ -10,7 +10,13 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import ModelNotFound, UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    check_arguments,
+    open_sources,
+    resolve_arguments,
+)
 from segcli.shards import parse_shard
 
 if TYPE_CHECKING:
@@ -77,7 +83,7 @@ def classify(
     """
     from segcli.cli import console, run
 
-    args = inputs or []
+    args = resolve_arguments(inputs or [])
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if as_csv and records != "text":
@@ -95,7 +101,7 @@ def classify(
         "files_from": files_from,
         "files0_from": files0_from,
     }
-    check_arguments(args, **walk)  # type: ignore[arg-type]
+    check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
     ray = run.parse_engine(engine, ray_address, gpus_per_worker)
     with console.results() as out:

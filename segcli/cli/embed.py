@@ -11,8 +11,15 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import InferenceError, UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, check_arguments, open_sources
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    check_arguments,
+    open_sources,
+    resolve_arguments,
+)
 from segcli.shards import parse_shard
+from segcli.urls import local_path
 from segcli.writers import OutputPlan, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -103,7 +110,7 @@ def embed(
     from segcli.pooling import POOLS
     from segcli.protocol import parse_protocol
 
-    args = inputs or []
+    args = resolve_arguments(inputs or [])
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if model is None:
@@ -114,6 +121,7 @@ def embed(
         raise UsageError(f"--pool {pool!r} is not {', '.join(POOLS)}")
     if output is None and records == "text":
         raise UsageError("nowhere to write to", hint="-o FILE.npy, -o FILE.npz or --jsonl")
+    output = None if output is None else local_path(output)
     _check_output(output)
     protocol = parse_protocol(resize, None, None, None)
     walk = {
@@ -122,7 +130,7 @@ def embed(
         "files_from": files_from,
         "files0_from": files0_from,
     }
-    check_arguments(args, **walk)  # type: ignore[arg-type]
+    check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
     ray = run.parse_engine(engine, ray_address, gpus_per_worker)
     has_list = files_from is not None or files0_from is not None
@@ -191,9 +199,11 @@ def choose_layer(layer: str | None, outputs: tuple[str, ...]) -> str:
 
 def _check_output(output: str | None) -> None:
     from segcli.array_file import SUFFIXES
+    from segcli.cli import run
 
     if output is None:
         return
+    run.refuse_url("-o", output)
     if not output.endswith(SUFFIXES) or Path(output).is_dir():
         raise UsageError(f"-o {output!r} is not a file that ends in {' or '.join(SUFFIXES)}")
     refuse_other_content(output, (b"\x93NUMPY", b"PK"), "an array file")

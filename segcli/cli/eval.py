@@ -20,10 +20,10 @@ from segcli.inputs import (
     STDIN,
     check_arguments,
     file_identity,
-    is_segcli_png,
     open_sources,
 )
 from segcli.onnx_file import digest
+from segcli.own_png import is_segcli_png
 from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:

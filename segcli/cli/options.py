@@ -36,7 +36,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUTS",
-        help="Image files, folders, or - for one image on stdin.",
+        help="Image files, folders, URLs (s3://, gs://, https://), or - for one image on stdin.",
         show_default=False,
     ),
 ]

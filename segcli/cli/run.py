@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 from segcli.cli.console import Results, Talk
 from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
-from segcli.inputs import file_status
+from segcli.inputs import exists
 from segcli.registry import Registry, load_registry
+from segcli.urls import is_url
 from segcli.writers import Claims, OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def find_model(name: str, task: "Task | None", registry: Registry) -> Path | Non
     """
     from segcli.store import on_hand
 
+    refuse_url("-m", name)
     path = on_hand(name, registry)
     if path is None:
         found = registry.get(name).task
@@ -221,6 +223,12 @@ def find_model(name: str, task: "Task | None", registry: Registry) -> Path | Non
         if task:
             check_task(found, task, name)
     return path
+
+
+def refuse_url(option: str, path: str) -> None:
+    """Raises UsageError where an option that takes a file is given a URL."""
+    if is_url(path):
+        raise UsageError(f"{option} {path!r} is a URL, expected a file on this machine")
 
 
 def announce(model: "Engine", talk: Talk) -> None:
@@ -290,7 +298,8 @@ def dry_run(
     for source in sources:
         try:
             targets = plan(source) if plan else ()
-            if source.origin != "stdin" and file_status(source.path) is None:
+            listed = source.origin == "folder" and is_url(source.path)
+            if source.origin != "stdin" and not listed and not exists(source.path):
                 raise ImageMissing(f"cannot read {source.path!r}: no such file")
         except ImageError as error:
             failed = True
@@ -402,6 +411,7 @@ def check_page(path: str | None) -> None:
     """
     if path is None:
         return
+    refuse_url("--report", path)
     if not path.lower().endswith((".html", ".htm")) or Path(path).is_dir():
         raise UsageError(f"--report {path!r} is not a file that ends in .html")
     from segcli.report_page import PAGE_START

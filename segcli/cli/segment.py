@@ -9,8 +9,16 @@ import typer
 
 from segcli.cli import options as o
 from segcli.errors import UsageError
-from segcli.inputs import DEFAULT_EXTENSIONS, STDIN, Source, check_arguments, open_sources
+from segcli.inputs import (
+    DEFAULT_EXTENSIONS,
+    STDIN,
+    Source,
+    check_arguments,
+    open_sources,
+    resolve_arguments,
+)
 from segcli.shards import parse_shard
+from segcli.urls import is_url_folder, local_path
 from segcli.writers import (
     Claims,
     Format,
@@ -19,7 +27,9 @@ from segcli.writers import (
     check_folders,
     check_place,
     claim_targets,
+    late_folders,
     plan_output,
+    refuse_existing,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +59,7 @@ def segment(
             "--output",
             metavar="OUT",
             show_default="the current folder",
-            help="A file for one image, a folder for several, - for stdout.",
+            help="A file for one image, a folder for several (also s3://, gs://), - for stdout.",
         ),
     ] = None,
     formats: Annotated[
@@ -154,7 +164,8 @@ def segment(
     from segcli.cli import console, run
     from segcli.protocol import parse_protocol
 
-    args = inputs or []
+    args = resolve_arguments(inputs or [])
+    output = None if output is None else local_path(output)
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if not 0 <= opacity <= 1:
@@ -179,11 +190,20 @@ def segment(
     map_size = parse_mask_size(mask_size, plan, protocol)
     extensions = (*DEFAULT_EXTENSIONS, *(ext or ()))
     walk = {"recursive": recursive, "extensions": extensions, "exclude_dir": plan.folder}
-    lists = {"files_from": files_from, "files0_from": files0_from, "root": root}
-    check_arguments(args, **walk, **lists)  # type: ignore[arg-type]
+    lists = {
+        "files_from": files_from,
+        "files0_from": files0_from,
+        "root": None if root is None else local_path(root),
+    }
+    check_arguments(args, **walk, **lists, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
-    claims = Claims()
-    named = claims.check(plan, open_sources(args, **walk, **part) if args else ())  # type: ignore[arg-type]
+    claims = Claims(late_folders(args, plan))
+    # Folders of a store are listed once, while the run goes on.
+    known_now = [arg for arg in args if not is_url_folder(arg)]
+    named = claims.check(
+        plan,
+        open_sources(known_now, **walk, **part) if known_now else (),  # type: ignore[arg-type]
+    )
     check_place(plan)
     known = run.open_registry(registry)
     with console.results() as out:
@@ -191,7 +211,9 @@ def segment(
             run.find_model(model, "segmentation", known)
 
             def targets(source: Source) -> tuple[str, ...]:
-                found = claim_targets(source, plan, claims, no_clobber=no_clobber)
+                found = claim_targets(source, plan, claims)
+                if no_clobber:
+                    refuse_existing(found)
                 return () if skip_existing and all_exist(found) else found
 
             sources = open_sources(args, **walk, **lists, **part)  # type: ignore[arg-type]
@@ -262,7 +284,7 @@ def segment(
                 timing=timing,
                 model=loaded,
                 text=_text_writer(out, plan, end, palette if single else None),
-                total=None if has_list else named,
+                total=None if has_list or known_now != args else named,
                 page=page,
             )
     raise typer.Exit(code)

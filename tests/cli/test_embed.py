@@ -35,6 +35,17 @@ def mean(path):
     return np.asarray(Image.open(path), np.float64).mean((0, 1)) / 255
 
 
+def test_rows_of_a_bucket(embed, picture, bucket):
+    for i in range(3):
+        bucket.put(f"in/{i}.png", picture(f"in/{i}.png", (8 + i, 6)).read_bytes())
+    local = embed("in", "-o", "local.npy")
+    remote = embed(bucket.url + "/in", "-o", "remote.npy")
+    assert remote.out == "".join(f"{bucket.url}/{path}\n" for path in local.out.split())
+    np.testing.assert_array_equal(np.load("remote.npy"), np.load("local.npy"))
+    ran = embed("in", "-o", bucket.url + "/x.npy")
+    assert (ran.code, "is a URL, expected a file on this machine" in ran.err) == (2, True)
+
+
 def test_rows_and_their_paths(embed, picture):
     for i in range(5):
         picture(f"in/{i}.png", (8 + i, 6), 2 + i)

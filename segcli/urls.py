@@ -1,0 +1,119 @@
+"""Addresses of objects: which arguments are URLs, and the parts that they are made of.
+
+The URL of an object in a store is ``scheme://bucket/`` and the key as it is, nothing
+percent-decoded: keys may hold ``%``, ``#`` and ``?``. A web address is taken as it is, its query
+included, as that may be a signature. ``file://`` is another spelling of a path.
+"""
+
+import os
+import re
+from hashlib import blake2b
+from typing import NamedTuple
+from urllib.parse import unquote, unquote_to_bytes
+
+from segcli.errors import UsageError
+
+_STORES = ("s3", "gs", "memory")
+_URL = re.compile(r"(s3|gs|memory|https?)://", re.IGNORECASE)
+_WEB = re.compile(r"https?://", re.IGNORECASE)
+_FILE = re.compile(r"file://(?:localhost)?(?=/)", re.IGNORECASE)
+
+
+class Address(NamedTuple):
+    """Where an object lies.
+
+    Attributes:
+        scheme: ``s3``, ``gs`` or ``memory``.
+        bucket: Its bucket.
+        key: Its key; of a folder without the slash at its end, "" for the whole bucket.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+
+def is_url(path: str) -> bool:
+    """Tells whether a path is the URL of an object or a folder of them; ``file://`` is not."""
+    return _URL.match(path) is not None
+
+
+def is_web(path: str) -> bool:
+    """Tells whether a path is an ``http://`` or ``https://`` URL."""
+    return _WEB.match(path) is not None
+
+
+def is_url_folder(path: str) -> bool:
+    """Tells whether a URL names a folder of a store: its slash at the end says so."""
+    return path.endswith("/") and is_url(path) and not is_web(path)
+
+
+def split_url(url: str) -> Address:
+    """Returns the parts of an object store's URL.
+
+    Raises:
+        ValueError: It has no bucket, or a key that cannot be addressed.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme.lower() not in _STORES or not bucket:
+        raise ValueError("expected s3://BUCKET/KEY or gs://BUCKET/KEY")
+    key = key.removesuffix("/")
+    # Object stores allow these, obstore drops the first and refuses the others.
+    if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise ValueError("its key has an empty part, '.' or '..' between slashes")
+    if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 for char in key):
+        raise ValueError("its key has control characters, or is not UTF-8")
+    return Address(scheme.lower(), bucket, key)
+
+
+def join_url(folder: str, relative: str) -> str:
+    """Returns the URL of what is at ``relative`` below a folder."""
+    return f"{folder.removesuffix('/')}/{relative}"
+
+
+def below(url: str, folder: str) -> str | None:
+    """Returns what follows a folder's URL in another one, None where that is not below it."""
+    start = folder.removesuffix("/") + "/"
+    return url.removeprefix(start) if url.startswith(start) else None
+
+
+def url_name(url: str) -> str:
+    """Returns the last component of a URL, of a web address without its query and decoded."""
+    if not is_web(url):
+        return url.rpartition("/")[2]
+    return unquote(_without_query(url).rpartition("/")[2])
+
+
+def url_place(url: str, root: str) -> str:
+    """Returns the place of a URL below a root, ``..`` where it is not below it."""
+    if is_web(url):
+        url, root = unquote(_without_query(url)), unquote(_without_query(root))
+    return below(url, root) or ".."
+
+
+def url_identity(url: str) -> int:
+    """Returns a negative number of 128 bits that stands for a URL, as no file's number does."""
+    # A URL's own characters take three times the memory, and a run may have millions.
+    digest = blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return ~int.from_bytes(digest, "big")
+
+
+def local_path(path: str) -> str:
+    """Returns the path that a ``file://`` URL names; any other argument as it is.
+
+    Raises:
+        UsageError: The URL names another host.
+    """
+    if path[:7].lower() != "file://":
+        return path
+    start = _FILE.match(path)
+    if start is None:
+        raise UsageError(
+            f"{path!r} names another host, expected file:///FOLDER/FILE with three slashes"
+        )
+    return os.fsdecode(unquote_to_bytes(path[start.end() :]))
+
+
+def _without_query(url: str) -> str:
+    return url.partition("#")[0].partition("?")[0]

@@ -1,0 +1,47 @@
+"""Single files behind ``http://`` and ``https://``, read with the standard library."""
+
+import time
+from urllib.parse import quote
+
+from segcli import __version__
+from segcli.errors import ImageMissing
+
+_TIMEOUT_S = 30.0
+_PAUSES_S = (0.2, 1.0)  # before the second and the third attempt
+
+
+def read_web(url: str) -> bytes:
+    """Returns what a web server sends for a URL, which is taken as it is, query included.
+
+    Raises:
+        ImageMissing: It sends nothing, something else than 200, or less than it said.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    # What no URL can hold is encoded, what is encoded stays.
+    sent = quote(url.encode("utf-8", "surrogateescape"), safe="%/:?#[]@!$&'()*+,;=~")
+    reason: Exception | str = ""
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            request = Request(sent, headers={"User-Agent": f"segcli/{__version__}"})
+            with urlopen(request, timeout=_TIMEOUT_S) as answer:
+                data: bytes = answer.read()
+                return data
+        except HTTPError as error:
+            error.close()
+            reason = f"{error.code} {error.reason}"
+            if error.code < 500 and error.code != 429:
+                break
+        except HTTPException as error:
+            reason = f"the answer was cut short or is not HTTP ({type(error).__name__})"
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(error, ValueError):
+                break
+        if pause_s is not None:
+            time.sleep(pause_s)
+    if isinstance(reason, OSError):
+        reason = reason.strerror or str(reason)
+    raise ImageMissing(f"cannot read {url!r}: {reason}")
