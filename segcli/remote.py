@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-# A host that is not there has failed after half a minute, one that stalls after four.
+# A host that is not there has failed after 20 seconds, one that stalls after a minute.
 _CLIENT: "ClientConfig" = {
     "connect_timeout": timedelta(seconds=5),
     "read_timeout": timedelta(seconds=60),
