@@ -67,6 +67,7 @@ class RayOptions:
         threads: Cores of one actor; None shares the cluster's among them, up to 4 each.
         gpus: GPUs of one actor, of which ONNX Runtime uses the first.
         device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
+        distant: Images or outputs are behind URLs: more of them are under way at once.
     """
 
     address: str | None = None
@@ -74,6 +75,7 @@ class RayOptions:
     threads: int | None = None
     gpus: float = 0.0
     device: str = "auto"
+    distant: bool = False
 
 
 class RayModel:
@@ -112,7 +114,7 @@ class RayModel:
         ray = self._ray
         workers, threads = fit(ray.cluster_resources(), options)
         # One more than its cores: the next image is there when one is done.
-        self._in_flight = threads + 1
+        self._in_flight = threads + (3 * threads if options.distant else 1)
         self._shipped = Shipped(path, self.card, [ray.put(path.read_bytes())])
         device = "cuda" if options.gpus and options.device == "auto" else options.device
         actor = ray.remote(Worker).options(

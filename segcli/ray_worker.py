@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from segcli import __version__
 from segcli.artifact import ModelCard
-from segcli.errors import OutputError
+from segcli.errors import OutputError, UsageError
 from segcli.jobs import Job
 from segcli.model import Model
 from segcli.pipeline import Item, attempt, batches
@@ -78,7 +78,7 @@ class Worker:
             SegcliError: What is no image's own fault.
         """
         model = self._open(shipped)
-        self._check_folder(group)
+        check_paths(group, self._folder)
         return [
             replace(outcome, provider=model.provider)
             for batch in batches(group, run.batch_size)
@@ -106,13 +106,26 @@ class Worker:
                 self._model = Model(shipped.path, shipped.card, session)
             return self._model
 
-    def _check_folder(self, items: Sequence[Item]) -> None:
-        if Path.cwd() == Path(self._folder):
-            return
-        for item in items:
-            for path in (item.source.path, *item.targets):
-                if item.data is None and not is_url(path) and not Path(path).is_absolute():
-                    raise OutputError(
-                        f"{path!r} is in {self._folder!r}, which {platform.node()!r} does not have",
-                        hint="the machines of a cluster need shared folders, or URLs",
-                    )
+
+def check_paths(items: Sequence[Item], folder: str) -> None:
+    """Refuses paths that are others here than where the inputs were taken.
+
+    Args:
+        items: With paths as given there.
+        folder: That was the current folder there.
+
+    Raises:
+        OutputError: One is relative, and that folder is not here.
+        UsageError: One is in the memory of that process.
+    """
+    for item in items:
+        sources = (item.source.path,) if item.data is None else ()
+        for path in (*sources, *item.targets):
+            if path.startswith("memory://"):
+                raise UsageError(f"{path!r} is in the memory of one process, and Ray has several")
+            if is_url(path) or Path(path).is_absolute() or Path.cwd() == Path(folder):
+                continue
+            raise OutputError(
+                f"{path!r} is in {folder!r}, which {platform.node()!r} does not have",
+                hint="the machines of a cluster need shared folders, or URLs",
+            )

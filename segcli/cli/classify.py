@@ -18,6 +18,7 @@ from segcli.inputs import (
     resolve_arguments,
 )
 from segcli.shards import parse_shard
+from segcli.urls import is_url
 
 if TYPE_CHECKING:
     from segcli.cli.console import Results
@@ -118,6 +119,7 @@ def classify(
             workers=workers,
             threads=threads,
             single=len(args) == 1 and not has_list,
+            distant=any(map(is_url, args)),
             offline=offline,
             wait=has_list or STDIN in args,
         )

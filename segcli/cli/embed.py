@@ -19,7 +19,7 @@ from segcli.inputs import (
     resolve_arguments,
 )
 from segcli.shards import parse_shard
-from segcli.urls import local_path
+from segcli.urls import is_url, local_path
 from segcli.writers import OutputPlan, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def embed(
             workers=workers,
             threads=threads,
             single=len(args) == 1 and not has_list,
+            distant=any(map(is_url, args)),
             offline=offline,
             wait=has_list or STDIN in args,
         )

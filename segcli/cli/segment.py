@@ -18,7 +18,7 @@ from segcli.inputs import (
     resolve_arguments,
 )
 from segcli.shards import parse_shard
-from segcli.urls import is_url_folder, local_path
+from segcli.urls import is_url, is_url_folder, local_path
 from segcli.writers import (
     Claims,
     Format,
@@ -229,6 +229,7 @@ def segment(
             workers=workers,
             threads=threads,
             single=single,
+            distant=any(map(is_url, (*args, root or "", plan.output))),
             offline=offline,
             wait=has_list or STDIN in args,
         )

@@ -76,6 +76,25 @@ def test_labels_and_features(segcli_process, tiny_model, tree):
     assert len(there.stdout.splitlines()) == 26
 
 
+def test_from_a_bucket_into_a_bucket(segcli_process, tiny_model, tree, bucket, contents):
+    for path in sorted(tree.rglob("*.png")):
+        if path.is_file():
+            bucket.put(path.as_posix(), path.read_bytes())
+    run = ("-r", "-m", tiny_model(), "--jsonl", "--no-timing")
+    Path("in/gone.png").unlink()
+    here = segcli_process("segment", "in", *run, "-o", "here")
+    there = segcli_process(
+        *("segment", f"{bucket.url}/in/", *run, "-o", f"{bucket.url}/out/"),
+        *("--engine", "ray", "--workers", "2"),
+    )
+    assert (here.returncode, there.returncode) == (1, 1), there.stderr
+    local = there.stdout.decode().replace(f"{bucket.url}/", "")
+    assert records(local.encode(), "out") == records(here.stdout, "here")
+    found = {key.removeprefix("out/"): bucket.get(key) for key in bucket.list() if key[:2] == "ou"}
+    assert found == contents("here")
+    assert len(found) == 24
+
+
 @pytest.fixture
 def photos(shared):
     """Enough work to be interrupted in."""
