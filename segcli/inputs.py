@@ -169,6 +169,10 @@ def open_sources(
                 for entry in map(_entry_path, _entries(name, separator, stdin)):
                     yield Source(entry, _place(entry, root), "list")
 
+    if len(args) == 1 and is_url_folder(args[0]) and files_from is None and files0_from is None:
+        # A store lists each key once, and a bucket may have millions: nothing to remember.
+        yield from (s for s in every() if shard is None or shard.holds(s.relative))
+        return
     seen: set[int | str] = set()
     for source in every():
         key = "" if source.origin == "stdin" else file_identity(source.path)

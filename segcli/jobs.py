@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from segcli import render, storage
 from segcli.artifact import ModelCard
+from segcli.claims import Claims, claim_targets
 from segcli.encode import Style, draw_overlay, encode_output
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize
@@ -20,11 +21,9 @@ from segcli.pooling import Pool, pool
 from segcli.results import Classification, Features, Outcome, Segmentation
 from segcli.thumbnail import small_picture
 from segcli.writers import (
-    Claims,
     Format,
     OutputPlan,
     all_exist,
-    claim_targets,
     refuse_existing,
 )
 

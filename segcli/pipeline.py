@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from segcli.artifact import ModelCard
 from segcli.atomic import sweep_parts
+from segcli.claims import Claims
 from segcli.errors import ImageError
 from segcli.in_order import in_order
 from segcli.inputs import Source
@@ -28,7 +29,7 @@ from segcli.model import Model
 from segcli.reading import RunOptions, image_error, read_image, read_reduced
 from segcli.results import Outcome
 from segcli.urls import is_url
-from segcli.writers import STDOUT, Claims
+from segcli.writers import STDOUT
 
 _Image: TypeAlias = npt.NDArray[np.uint8]
 

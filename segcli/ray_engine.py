@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from segcli import __version__
 from segcli.artifact import ModelCard
+from segcli.claims import Claims
 from segcli.errors import DeviceError, InferenceError, SegcliError, UsageError
 from segcli.in_order import in_groups, in_order
 from segcli.inputs import Source
@@ -33,7 +34,6 @@ from segcli.ray_worker import Shipped, Started, Worker
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
 from segcli.session import usable_cores
-from segcli.writers import Claims
 
 # A worker with more threads than this spends them on waiting for each other.
 _MOST_THREADS = 4

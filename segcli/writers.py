@@ -1,7 +1,6 @@
-"""Where outputs go, and who may write them.
+"""Where outputs go.
 
-:func:`plan_output` decides from the command line what the outputs are called, :class:`Claims` keeps
-two inputs from writing one file and any input from being written over. Nothing is encoded or
+:func:`plan_output` decides from the command line what the outputs are called. Nothing is encoded or
 written here; that is ``storage``'s.
 """
 
@@ -15,8 +14,6 @@ from stat import S_ISDIR, S_ISREG
 from typing import Literal, NamedTuple
 
 from segcli.errors import (
-    ImageMissing,
-    OutputCollision,
     OutputError,
     OutputExists,
     OutputWriteError,
@@ -33,7 +30,7 @@ from segcli.inputs import (
     join,
 )
 from segcli.storage import exists
-from segcli.urls import below, is_url, is_url_folder, is_web, split_url
+from segcli.urls import is_url, is_web, split_url
 
 STDOUT = "-"
 
@@ -298,118 +295,6 @@ def check_folders(plan: OutputPlan) -> None:
             # Another process may have written into it by now.
             with contextlib.suppress(OSError):
                 place.rmdir()
-
-
-def late_folders(args: Iterable[str], plan: OutputPlan) -> list[str]:
-    """Returns the input folders that are in a store and in the output folder.
-
-    Where instead the output folder is in the input folder, it is left out of the listing.
-    """
-    folders = [arg for arg in args if is_url_folder(arg)]
-    return [folder for folder in folders if below(folder, plan.output) is not None]
-
-
-class Claims:
-    """Which input writes which file, for one run and from one thread.
-
-    Args:
-        listed_late: Folders whose images are known only as the run goes on; nothing is written
-            into one.
-    """
-
-    def __init__(self, listed_late: Sequence[str] = ()) -> None:
-        self._listed_late = listed_late
-        self._owners: dict[str, str] = {}  # real path of a target: path of its source
-        self._inputs: dict[int, str] = {}
-
-    def check(self, plan: OutputPlan, sources: Iterable[Source]) -> int:
-        """Claims all outputs of the command line's inputs before the run; returns their number.
-
-        Args:
-            plan: Names the outputs.
-            sources: The inputs without those of a list or of a store's folders.
-
-        Raises:
-            UsageError: Two of them would write one file, or one would be written over.
-        """
-        found: list[tuple[int, str]] = []
-        count = 0
-        for source in sources:
-            count += 1
-            try:
-                targets = plan.targets(source)
-                self._own(source, targets)
-            except (OutputCollision, OutputWriteError) as error:
-                raise UsageError(str(error), hint=error.hint) from error
-            self._add_input(source)
-            identities = ((file_identity(t), t) for t in targets)
-            found += [(i, t) for i, t in identities if i is not None]
-        for identity, target in found:
-            if identity in self._inputs:
-                raise UsageError(
-                    f"the output {target!r} is the input {self._inputs[identity]!r}",
-                    hint="name another folder with -o",
-                )
-        return count
-
-    def claim(self, source: Source, targets: Sequence[str]) -> None:
-        """Claims the outputs of one source when its turn comes.
-
-        Raises:
-            OutputCollision: Another source of this run writes one of them.
-            OutputWriteError: One of them is an input of this run.
-        """
-        real = (_real_name(t) for t in targets)
-        if all(self._owners.get(t) == source.path for t in real):
-            return
-        written_by = self._owners.get(_real_name(source.path))
-        if source.origin != "stdin" and written_by is not None:
-            raise OutputCollision(f"the input {source.path!r} is the output of {written_by!r}")
-        self._add_input(source)
-        for target in targets:
-            for folder in self._listed_late:
-                if below(target, folder) is not None:
-                    raise OutputWriteError(
-                        f"the output {target!r} would be in the input folder {folder!r}",
-                        hint="name another folder with -o",
-                    )
-            if (identity := file_identity(target)) in self._inputs:
-                raise OutputWriteError(
-                    f"the output {target!r} is the input {self._inputs[identity]!r}"
-                )
-        self._own(source, targets)
-
-    def _add_input(self, source: Source) -> None:
-        if source.origin != "stdin" and (identity := file_identity(source.path)):
-            self._inputs[identity] = source.path
-
-    def _own(self, source: Source, targets: Sequence[str]) -> None:
-        real = {_real_name(t): t for t in targets}
-        for key, target in real.items():
-            owner = self._owners.get(key, source.path)
-            if owner != source.path:
-                raise OutputCollision(f"{owner!r} and {source.path!r} would both write {target!r}")
-        self._owners.update(dict.fromkeys(real, source.path))
-
-
-def _real_name(path: str) -> str:
-    return path if is_url(path) else os.path.realpath(path)
-
-
-def claim_targets(source: Source, plan: OutputPlan, claims: Claims) -> tuple[str, ...]:
-    """Returns the files that one source will write, which from then on are its own.
-
-    Raises:
-        ImageMissing: The source is no file name.
-        OutputCollision: Another source of this run writes one of them.
-        OutputWriteError: One is an input, or would leave the output folder.
-    """
-    if not source.path or "\0" in source.path:
-        raise ImageMissing(f"an entry of the list is no file name: {source.path!r}")
-    targets = plan.targets(source)
-    if plan.kind != "stdout":
-        claims.claim(source, targets)
-    return targets
 
 
 def all_exist(targets: Sequence[str]) -> bool:

@@ -66,6 +66,7 @@ GROUPS = (
         "network",
         "inputs",
         "writers",
+        "claims",
         "encode",
         "protocol",
         "report",

@@ -5,16 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcli.atomic import write_atomic
 from segcli.errors import (
-    OutputCollision,
     OutputError,
     OutputWriteError,
     UsageError,
 )
-from segcli.inputs import Source, open_sources
+from segcli.inputs import Source
 from segcli.writers import (
-    Claims,
     Format,
     OutputPlan,
     all_exist,
@@ -140,86 +137,6 @@ def test_any_place_is_inside_the_folder_or_refused(relative, output):
         assert below == target.removeprefix(output).lstrip("/")
         assert ".." not in Path(below).parts
         assert Path(below).name
-
-
-STEMS = st.sampled_from(["a", "b", "a.color", "a.overlay", "a.mask"])
-PLACES = st.builds(
-    lambda folder, stem, suffix: folder + stem + suffix,
-    st.sampled_from(["", "x/", "a.png/"]),
-    STEMS,
-    st.sampled_from([".jpg", ".png", ""]),
-)
-
-
-@given(st.lists(st.tuples(PLACES, st.sampled_from(["in1/", "in2/"])), max_size=8), st.booleans())
-def test_two_sources_never_share_a_target_in_silence(places, bare):
-    plan = OutputPlan("folder", "" if bare else "out", ALL)
-    claims = Claims()
-    owners = {}
-    for relative, folder in places:
-        source = named("/no/such/" + folder + relative, relative)
-        targets = plan.targets(source)
-        taken = {owners[t] for t in targets if t in owners} - {source.path}
-        if taken:
-            with pytest.raises(OutputCollision):
-                claims.claim(source, targets)
-        else:
-            claims.claim(source, targets)
-            owners.update(dict.fromkeys(targets, source.path))
-
-
-def test_collision_of_the_command_line_names_both():
-    plan = plan_output("out", MASK, ["a.jpg", "in"])
-    stream = open_sources(["a.jpg", "in"], stdin=None)
-    with pytest.raises(UsageError, match=r"'a.jpg' and 'in/a.jpg' would both write 'out/a.png'"):
-        Claims().check(plan, stream)
-
-
-def test_formats_collide_across_stems():
-    plan = plan_output("out", ALL, ["a.jpg", "a.color.jpg"])
-    with pytest.raises(UsageError, match=r"would both write 'out/a\.color\.png'"):
-        Claims().check(plan, [named("a.jpg"), named("a.color.jpg")])
-
-
-def test_planned_sources_claim_again_and_list_entries_do_not():
-    plan = plan_output("out", MASK, ["a.jpg"], has_list=True)
-    claims, source = Claims(), named("a.jpg")
-    claims.check(plan, [source])
-    claims.claim(source, plan.targets(source))
-    write_atomic("out/a.png", b"")
-    claims.claim(source, plan.targets(source))
-    entry = named("in/a.jpg", origin="list")
-    with pytest.raises(OutputCollision, match=r"'a.jpg' and 'in/a.jpg'"):
-        claims.claim(entry, plan.targets(entry))
-
-
-def test_linked_targets_collide():
-    Path("real").mkdir()
-    Path("link").symlink_to("real")
-    claims = Claims()
-    claims.claim(named("x"), ["real/a.png"])
-    with pytest.raises(OutputCollision):
-        claims.claim(named("y"), ["link/a.png"])
-
-
-@pytest.mark.parametrize("names", [["a.jpg", "a.png"], ["a.png", "b.jpg"], ["link.jpg"]])
-def test_inputs_are_not_written_over(names):
-    Path("a.png").touch()
-    Path("link.jpg").symlink_to("a.png")
-    Path("link.png").symlink_to("a.png")
-    plan = plan_output(".", MASK, names)
-    with pytest.raises(UsageError, match=r"is the input|would both write"):
-        Claims().check(plan, map(named, names))
-    with pytest.raises(OutputWriteError, match="is the input"):
-        Claims().claim(named("a.png", origin="list"), ["./a.png"])
-
-
-def test_list_entry_that_this_run_wrote_is_refused():
-    claims = Claims()
-    claims.claim(named("a.jpg", origin="list"), ["a.png"])
-    write_atomic("a.png", b"mask")
-    with pytest.raises(OutputCollision, match=r"'a.png' is the output of 'a.jpg'"):
-        claims.claim(named("a.png", origin="list"), ["out/a.png"])
 
 
 def test_place_is_checked_and_not_created(monkeypatch):

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
+from segcli.claims import Claims
 from segcli.cli.console import Results, Talk
 from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
 from segcli.inputs import exists
 from segcli.registry import Registry, load_registry
 from segcli.urls import is_url
-from segcli.writers import Claims, OutputPlan, check_folders, check_place, refuse_other_content
+from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
     from segcli.artifact import ModelCard, Task

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segcli.claims import claim_targets, open_claims
 from segcli.cli import options as o
 from segcli.errors import UsageError
 from segcli.inputs import (
@@ -20,14 +21,11 @@ from segcli.inputs import (
 from segcli.shards import parse_shard
 from segcli.urls import is_url, is_url_folder, local_path
 from segcli.writers import (
-    Claims,
     Format,
     OutputPlan,
     all_exist,
     check_folders,
     check_place,
-    claim_targets,
-    late_folders,
     plan_output,
     refuse_existing,
 )
@@ -197,7 +195,7 @@ def segment(
     }
     check_arguments(args, **walk, **lists, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
-    claims = Claims(late_folders(args, plan))
+    claims = open_claims(args, plan, has_list=has_list)
     # Folders of a store are listed once, while the run goes on.
     known_now = [arg for arg in args if not is_url_folder(arg)]
     named = claims.check(
