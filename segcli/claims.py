@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 
-from segcli.errors import ImageMissing, OutputCollision, OutputWriteError, UsageError
+from segcli.errors import ImageMissing, OutputCollision, OutputError, OutputWriteError, UsageError
 from segcli.inputs import Source, file_identity
 from segcli.urls import below, is_url, is_url_folder
 from segcli.writers import OutputPlan
@@ -127,6 +127,7 @@ class SortedClaims(Claims):
         super().__init__(listed_late)
         # What the names that are still to come may begin with, and who writes what of it.
         self._near: list[tuple[str, dict[str, str]]] = []
+        self._last = b""
 
     def claim(self, source: Source, targets: Sequence[str]) -> None:
         """Claims the outputs of the next image.
@@ -134,10 +135,18 @@ class SortedClaims(Claims):
         Raises:
             OutputCollision: Another image of the folder writes one of them.
             OutputWriteError: One of them would be in the input folder.
+            OutputError: The store does not keep the order, as S3's directory buckets do not.
         """
+        name = source.relative.encode("utf-8", "surrogatepass")
+        if name < self._last:
+            raise OutputError(
+                f"{source.path!r} is listed out of order, so it is not known who writes what",
+                hint="give the keys as a list: --files-from",
+            )
+        self._last = name
         self._refuse_listed_late(targets)
-        folder, slash, name = source.relative.rpartition("/")
-        start = folder + slash + name.partition(".")[0] + "."
+        folder, slash, last = source.relative.rpartition("/")
+        start = folder + slash + last.partition(".")[0] + "."
         while self._near and not start.startswith(self._near[-1][0]):
             self._near.pop()
         if not self._near or self._near[-1][0] != start:

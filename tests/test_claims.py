@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from segcli.atomic import write_atomic
 from segcli.claims import Claims, SortedClaims, open_claims
-from segcli.errors import OutputCollision, OutputWriteError, UsageError
+from segcli.errors import OutputCollision, OutputError, OutputWriteError, UsageError
 from segcli.inputs import Source, open_sources
 from segcli.writers import Format, OutputPlan, plan_output
 
@@ -141,6 +141,14 @@ def test_only_one_folder_of_a_store_is_sorted():
     for args in (["in"], ["s3://b/a.jpg"], ["s3://b/in/", "s3://b/in/"], []):
         assert type(open_claims(args, plan)) is Claims
     assert type(open_claims(["s3://b/in/"], plan, has_list=True)) is Claims
+
+
+def test_a_store_without_order_is_refused():
+    claims, plan = SortedClaims(), OutputPlan("folder", "out", MASK)
+    for key in ("b.jpg", "b/a.jpg", "é.jpg"):
+        claims.claim(named(f"s3://b/{key}", key), plan.targets(named(key, key)))
+    with pytest.raises(OutputError, match="is listed out of order"):
+        claims.claim(named("s3://b/z.jpg", "z.jpg"), ("out/z.png",))
 
 
 @pytest.mark.parametrize("more", [[], ["a.jpg"]])
