@@ -19,6 +19,7 @@ from segcli.own_png import is_segcli_png
 from segcli.remote import object_exists
 from segcli.shards import Shard
 from segcli.urls import (
+    is_bucket,
     is_url,
     is_url_folder,
     is_web,
@@ -63,8 +64,8 @@ def resolve_arguments(args: Sequence[str]) -> list[str]:
     resolved = []
     for arg in map(local_path, args):
         named = is_web(arg) or arg.endswith("/") or arg.lower().endswith(DEFAULT_EXTENSIONS)
-        if is_url(arg) and not named and is_object_folder(arg):
-            arg += "/"
+        if is_bucket(arg) or (is_url(arg) and not named and is_object_folder(arg)):
+            arg = arg.removesuffix("/") + "/"
         resolved.append(arg)
     return resolved
 
@@ -117,7 +118,10 @@ def check_arguments(
             raise UsageError(f"no such list file: {name!r}")
     if not lists and not any(arg == STDIN or exists(arg) for arg in args):
         more = f", nor any of the {len(args) - 1} other inputs" if args[1:] else ""
-        raise UsageError(f"no such file or folder: {args[0]!r}{more}")
+        raise UsageError(
+            f"no such file or folder: {args[0]!r}{more}",
+            hint="of URLs, s3, gs, http, https and file are read" if "://" in args[0] else None,
+        )
     for arg in args:
         if arg != STDIN and is_input_folder(arg):
             _check_folder(arg, recursive, _suffixes(extensions), exclude_dir)

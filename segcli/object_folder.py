@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
-from segcli.errors import UsageError
+from segcli.errors import OutputError, UsageError
 from segcli.in_order import in_order
 from segcli.own_png import START_BYTES, starts_segcli_png
-from segcli.remote import list_objects, object_exists, read_start
+from segcli.remote import Listed, list_objects, object_exists, read_start
 from segcli.urls import below, join_url, split_url
 
 # Each look into a PNG is a request, and waits for an answer rather than for a core.
@@ -56,17 +56,32 @@ def walk_objects(
                 return "/".join(folders[:depth])
         return None
 
-    def look(relative: str) -> str | None:
-        own = relative.lower().endswith(".png") and starts_segcli_png(
-            read_start(join_url(folder, relative), START_BYTES)
+    def look(listed: Listed) -> str | None:
+        url = join_url(folder, listed.key)
+        if not listed.size:
+            return listed.key if _is_object(url) else None
+        own = listed.key.lower().endswith(".png") and starts_segcli_png(
+            read_start(url, START_BYTES)
         )
-        return None if own else relative
+        return None if own else listed.key
 
     candidates = (
-        relative
-        for relative in list_objects(folder, left_out)
-        if relative.lower().endswith(suffixes) and not relative.rpartition("/")[2].startswith(".")
+        listed
+        for listed in list_objects(folder, left_out)
+        if listed.key.lower().endswith(suffixes)
+        and not listed.key.rpartition("/")[2].startswith(".")
     )
-    jobs = (partial(look, relative) for relative in candidates)
+    jobs = (partial(look, listed) for listed in candidates)
     with closing(in_order(jobs, workers=_LOOKS_AT_ONCE, stopping=lambda: None)) as looked:
         yield from (relative for relative in looked if relative is not None)
+
+
+def _is_object(url: str) -> bool:
+    """Tells whether an empty object is one of this name, not the mark of a folder ``url/``.
+
+    A listing shows both alike: obstore drops the slash.
+    """
+    try:
+        return object_exists(url)
+    except OutputError:  # whoever reads it says why
+        return True

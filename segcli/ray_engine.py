@@ -5,20 +5,14 @@ a trial Ray Data gave no result of a source that goes on only as results come, w
 memory flat here; and it brings pyarrow and pandas.
 """
 
-import logging
-import os
-import signal
-import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
 from typing import Any, BinaryIO, TypeAlias
 
 from segcli import __version__
@@ -30,13 +24,10 @@ from segcli.inputs import Source
 from segcli.jobs import Job
 from segcli.onnx_file import check_seal
 from segcli.pipeline import Item, take
+from segcli.ray_cluster import Connection, RayOptions, fit, told
 from segcli.ray_worker import Shipped, Started, Worker
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
-from segcli.session import usable_cores
-
-# A worker with more threads than this spends them on waiting for each other.
-_MOST_THREADS = 4
 
 # An image whose worker has died so often is taken for the reason. Those that merely shared it with
 # such an image are tried again alone, and so die with it once.
@@ -48,32 +39,11 @@ _GROUP = 8
 # Ray starts a process for each, with Python and ONNX Runtime: seconds; more on a machine that has
 # to be added to a cluster first.
 _START_TIMEOUT_S = 300
+_PATIENCE_S = 20
 _RESTART_S = 0.5
-_KNOCK_TIMEOUT_S = 10
 
 # What Ray makes at run time and gives no type: references and handles of actors.
 _RayObject: TypeAlias = Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    """Where a run goes.
-
-    Attributes:
-        address: Of a cluster, ``auto`` for the one of this machine; None starts one for this run.
-        workers: Actors, each with a session of its own; None fills the cluster.
-        threads: Cores of one actor; None shares the cluster's among them, up to 4 each.
-        gpus: GPUs of one actor, of which ONNX Runtime uses the first.
-        device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
-        distant: Images or outputs are behind URLs: more of them are under way at once.
-    """
-
-    address: str | None = None
-    workers: int | None = None
-    threads: int | None = None
-    gpus: float = 0.0
-    device: str = "auto"
-    distant: bool = False
 
 
 class RayModel:
@@ -83,6 +53,7 @@ class RayModel:
         path: An .onnx file that ``segcli export`` wrote.
         card: What it says of itself.
         options: Where it goes.
+        tell: Takes what the user has to wait for.
 
     Attributes:
         card: As given.
@@ -91,26 +62,26 @@ class RayModel:
         threads: Of each worker.
 
     Raises:
-        UsageError: Ray is not installed, or the machine has not so many cores.
+        UsageError: Ray is not installed, or the machine has not so many cores or GPUs.
         ModelError: The model cannot be loaded.
         DeviceError: There is no such cluster, no worker starts, or the device is not to be had.
     """
 
-    def __init__(self, path: Path, card: ModelCard, options: RayOptions) -> None:
+    def __init__(
+        self, path: Path, card: ModelCard, options: RayOptions, tell: Callable[[str], None]
+    ) -> None:
         check_seal(path)
         self.card = card
-        self._ray = _connect(options.address)
+        self._connection = Connection(options.address)
+        self._ray = self._connection.ray
         self._idle: SimpleQueue[_RayObject] = SimpleQueue()
         self._alone = threading.Lock()
-        try:
-            self._start(path, options)
-        except BaseException:
-            self.close()
-            raise
+        self._connection.do(partial(self._start, path, options, tell))
 
-    def _start(self, path: Path, options: RayOptions) -> None:
+    def _start(self, path: Path, options: RayOptions, tell: Callable[[str], None]) -> None:
         ray = self._ray
-        workers, threads = fit(ray.cluster_resources(), options)
+        resources = ray.cluster_resources()
+        workers, threads = fit(resources, options)
         # One more than its cores: the next image is there when one is done.
         self._in_flight = threads + (3 * threads if options.distant else 1)
         self._shipped = Shipped(path, self.card, [ray.put(path.read_bytes())])
@@ -123,11 +94,17 @@ class RayModel:
         )
         self._actors = [actor.remote(str(Path.cwd()), device, threads) for _ in range(workers)]
         starting = [one.start.remote(self._shipped) for one in self._actors]
-        ready, _ = ray.wait(starting, timeout=_START_TIMEOUT_S)
+        need = f"each takes {threads} cores and {options.gpus:g} GPUs of {told(resources)}"
+        ready: list[_RayObject] = []
+        for waited_s in range(_START_TIMEOUT_S):
+            ready, _ = ray.wait(starting, timeout=1)
+            if ready or self._connection.stopping.is_set():
+                break
+            if waited_s == _PATIENCE_S:
+                tell(f"waiting for a worker to start: {need}")
         if not ready:
             raise DeviceError(
-                f"no worker started within {_START_TIMEOUT_S} s: each takes {threads} cores and "
-                f"{options.gpus:g} GPUs of {_told(ray.cluster_resources())}",
+                f"no worker started within {_START_TIMEOUT_S} s: {need}",
                 hint="fewer --threads or --gpus-per-worker fit smaller machines",
             )
         first = self._first_words(ready[0])
@@ -241,83 +218,7 @@ class RayModel:
 
     def close(self) -> None:
         """Leaves the cluster, which ends the workers."""
-        self._ray.shutdown()
-
-
-def fit(resources: Mapping[str, float], options: RayOptions) -> tuple[int, int]:
-    """Returns the number of workers and the cores of each.
-
-    Args:
-        resources: What the cluster has, by Ray's names.
-        options: What is asked for.
-
-    Raises:
-        UsageError: This machine alone is asked for more cores than it has. A cluster may grow.
-    """
-    cores = max(1, int(resources.get("CPU", 0)))
-    workers, threads = options.workers, options.threads
-    if workers is None and options.gpus:
-        workers = max(1, int(resources.get("GPU", 0) / options.gpus))
-    if threads is None:
-        threads = max(1, min(_MOST_THREADS, cores // (workers or 1)))
-    if workers is None:
-        workers = max(1, cores // threads)
-    if options.address is None and workers * threads > cores:
-        raise UsageError(
-            f"{workers} workers of {threads} threads need {workers * threads} cores, "
-            f"this machine has {cores}"
-        )
-    return workers, threads
-
-
-def _connect(address: str | None) -> ModuleType:
-    """Returns the module ``ray``, connected."""
-    # Before Ray is imported: it would tell its makers of each cluster.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What it prints of workers that die goes to stderr, where no colour belongs unasked.
-    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError(
-            "--engine ray needs Ray, which is not installed", hint="pip install 'segcli[ray]'"
-        ) from error
-    # Importing it sets the level; what it logs of its tokens is nothing to act on.
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    # Ray puts its own in their place.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    alone: dict[str, Any] = (
-        {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
-    )
-    try:
-        if address is not None:
-            _knock(address)
-        ray.init(
-            address or "local",
-            configure_logging=False,
-            log_to_driver=False,
-            **alone,
-        )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster {address!r} cannot be reached" if address else "Ray did not start"
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise DeviceError(
-            f"{where}: {reason}",
-            hint="'ray status' on that machine says more; without --ray-address one is started here"
-            if address
-            else None,
-        ) from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return ray
-
-
-def _knock(address: str) -> None:
-    """Raises OSError where nothing answers: Ray itself would try for ten minutes."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if host and port.isdecimal() and int(port) < 1 << 16:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+        self._connection.close()
 
 
 def _reason(error: BaseException) -> Exception:
@@ -332,8 +233,3 @@ def _reason(error: BaseException) -> Exception:
         f"a worker of the Ray cluster did not start: {reason}",
         hint=f"segcli {__version__} has to be installed on every machine of it",
     )
-
-
-def _told(resources: Mapping[str, float]) -> str:
-    cores, gpus = (resources.get(name, 0) for name in ("CPU", "GPU"))
-    return f"a cluster of {cores:g} cores and {gpus:g} GPUs"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from segcli import __version__
 from segcli.artifact import ModelCard
-from segcli.errors import OutputError, UsageError
+from segcli.errors import OutputError
 from segcli.jobs import Job
 from segcli.model import Model
 from segcli.pipeline import Item, attempt, batches
@@ -116,13 +116,10 @@ def check_paths(items: Sequence[Item], folder: str) -> None:
 
     Raises:
         OutputError: One is relative, and that folder is not here.
-        UsageError: One is in the memory of that process.
     """
     for item in items:
         sources = (item.source.path,) if item.data is None else ()
         for path in (*sources, *item.targets):
-            if path.startswith("memory://"):
-                raise UsageError(f"{path!r} is in the memory of one process, and Ray has several")
             if is_url(path) or Path(path).is_absolute() or Path.cwd() == Path(folder):
                 continue
             raise OutputError(

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from urllib.parse import urlsplit
 
 from segcli.errors import (
     ImageMissing,
@@ -52,6 +53,10 @@ _CREDENTIALS = {
 }
 _REGION = "set AWS_REGION to the bucket's region"
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
+
+_UNLISTED = "such a folder cannot be listed; name its other keys in a list: --files-from"
+
 # What obstore asks where the environment has no credentials, or only the half of them.
 _NO_KEY = re.compile(
     r"/latest/api/token|/latest/meta-data|169\.254\.170\.2|metadata\.google\.internal|"
@@ -62,6 +67,7 @@ _CODE = re.compile(r"<Code>(.*?)</Code>", re.DOTALL)
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 _SERVER = re.compile(r"performing \w+ (\w+://[^/ ]+)")
 _CAUSE = re.compile(r'message: "([^"]+)"|(dns error)|(TimedOut)')
+_INVALID = re.compile(r'object with invalid path: .*?Path "(.*?)"[ :]')
 _TIMING = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b.*? - ")
 
 # Of what a store answers, in characters.
@@ -155,8 +161,20 @@ def object_exists(url: str, failure: type[SegcliError] = OutputError) -> bool:
     return True
 
 
-def list_objects(folder: str, left_out: Callable[[str], str | None]) -> Iterator[str]:
-    """Yields the keys below a folder, relative to it, in the byte order of their UTF-8.
+class Listed(NamedTuple):
+    """What a listing says of an object.
+
+    Attributes:
+        key: Relative to the folder.
+        size: In bytes.
+    """
+
+    key: str
+    size: int
+
+
+def list_objects(folder: str, left_out: Callable[[str], str | None]) -> Iterator[Listed]:
+    """Yields the objects below a folder in the byte order of their keys' UTF-8.
 
     A page is asked for when the last one has been taken. Where one ends within a subfolder that is
     left out, the next begins behind it: of a million keys there, few are ever listed.
@@ -182,7 +200,7 @@ def list_objects(folder: str, left_out: Callable[[str], str | None]) -> Iterator
                     subfolder = left_out(relative)
                     # The mark of a folder made in a browser is the folder's own name, and empty.
                     if subfolder is None and meta["path"] != prefix:
-                        yield relative
+                        yield Listed(relative, meta["size"])
                 if subfolder is not None and len(page) == _PAGE:
                     offset = max(f"{start}{subfolder}/{_LAST}", page[-1]["path"])
                     break
@@ -212,6 +230,7 @@ def _open(url: str, scheme: str, bucket: str) -> "ObjectStore":
         ) from error
     if scheme == "memory":
         return MemoryStore()
+    _check_settings()
     if scheme == "gs":
         return GCSStore(bucket, client_options=_CLIENT, retry_config=_RETRY)
     return S3Store(
@@ -220,6 +239,34 @@ def _open(url: str, scheme: str, bucket: str) -> "ObjectStore":
         retry_config=_RETRY,
         credential_provider=_boto3_credentials(),
     )
+
+
+def _check_settings() -> None:
+    """Refuses what obstore would not report but panic at.
+
+    Raises:
+        UsageError: The environment names no endpoint, or no region, that can be.
+    """
+    for name in _ENDPOINTS:
+        value = os.environ.get(name)
+        if value and not _is_endpoint(value):
+            raise UsageError(
+                f"{name} is {value!r}, expected a URL such as https://storage.example.com:9000"
+            )
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        value = os.environ.get(name)
+        if value and not re.fullmatch(r"[\w-]+", value, re.ASCII):
+            raise UsageError(f"{name} is {value!r}, expected a region such as us-east-1")
+
+
+def _is_endpoint(text: str) -> bool:
+    if not re.fullmatch(r"https?://[!-~]+", text, re.IGNORECASE):
+        return False
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _boto3_credentials() -> "Boto3CredentialProvider | None":
@@ -271,6 +318,8 @@ def _explain(error: Exception, url: str) -> tuple[str, str | None]:
         return "no such bucket", None
     if isinstance(error, FileNotFoundError):
         return "no such object", None
+    if invalid := _INVALID.search(text):
+        return f"it holds the key {invalid[1]!r}, which has an empty part, '.' or '..'", _UNLISTED
     if status is None:
         if "redirect without LOCATION" in text:
             return "the bucket is in another region", _REGION

@@ -83,6 +83,10 @@ def open_templates() -> Environment:
 def _digits(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return ", ".join(str(_digits(one)) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if type(value) is int else value
 
 

@@ -9,7 +9,7 @@ from stat import S_ISREG
 from segcli import remote, web
 from segcli.atomic import write_atomic
 from segcli.errors import ImageMissing, UsageError
-from segcli.urls import is_url, is_web
+from segcli.urls import is_bucket, is_url, is_url_folder, is_web
 
 
 def read_bytes(path: str) -> bytes:
@@ -21,6 +21,8 @@ def read_bytes(path: str) -> bytes:
     """
     if is_web(path):
         return web.read_web(path)
+    if is_bucket(path) or is_url_folder(path):
+        raise ImageMissing(f"cannot read {path!r}: it is a folder")
     if is_url(path):
         return remote.read_object(path)
     try:

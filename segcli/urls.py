@@ -16,6 +16,8 @@ from segcli.errors import UsageError
 _STORES = ("s3", "gs", "memory")
 _URL = re.compile(r"(s3|gs|memory|https?)://", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
+# What S3 and GCS let a bucket be called, now or once.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _FILE = re.compile(r"file://(?:localhost)?(?=/)", re.IGNORECASE)
 
 
@@ -44,8 +46,13 @@ def is_web(path: str) -> bool:
 
 
 def is_url_folder(path: str) -> bool:
-    """Tells whether a URL names a folder of a store: its slash at the end says so."""
+    """Tells whether a URL names a folder of a store: a slash at its end says so."""
     return path.endswith("/") and is_url(path) and not is_web(path)
+
+
+def is_bucket(path: str) -> bool:
+    """Tells whether a URL names a bucket and nothing in it."""
+    return is_url(path) and not is_web(path) and not path.partition("://")[2].partition("/")[2]
 
 
 def split_url(url: str) -> Address:
@@ -58,6 +65,8 @@ def split_url(url: str) -> Address:
     bucket, _, key = rest.partition("/")
     if scheme.lower() not in _STORES or not bucket:
         raise ValueError("expected s3://BUCKET/KEY or gs://BUCKET/KEY")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError("its bucket has characters that no bucket's name has")
     key = key.removesuffix("/")
     # Object stores allow these, obstore drops the first and refuses the others.
     if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
@@ -81,8 +90,8 @@ def below(url: str, folder: str) -> str | None:
 def url_name(url: str) -> str:
     """Returns the last component of a URL, of a web address without its query and decoded."""
     if not is_web(url):
-        return url.rpartition("/")[2]
-    return unquote(_without_query(url).rpartition("/")[2])
+        return url.removesuffix("/").rpartition("/")[2]
+    return unquote(_without_query(url).removesuffix("/").rpartition("/")[2])
 
 
 def url_place(url: str, root: str) -> str:

@@ -77,6 +77,7 @@ GROUPS = (
         "reading",
         "pipeline",
         "ray_worker",
+        "ray_cluster",
         "ray_engine",
         "evaluate",
         "evaluation",
@@ -227,7 +228,7 @@ def test_exception_of_results_is_lazy():
     [
         ("onnxruntime", {"session.py", "precision.py"}),
         ("huggingface_hub", {"hub.py"}),
-        ("ray", {"ray_engine.py", "ray_worker.py"}),
+        ("ray", {"ray_cluster.py", "ray_worker.py"}),
         ("obstore", {"remote.py"}),
         ("boto3", {"remote.py"}),
     ],

@@ -54,6 +54,12 @@ def test_our_own_pngs_are_left_out(folder):
     assert walk(folder.url) == ["b.png", "d.jpg", "empty.png"]
 
 
+def test_the_mark_of_a_folder_is_no_image(bucket):
+    for key in ("in/a.jpg/", "in/a.jpg/b.jpg", "in/empty.jpg"):
+        bucket.put(key, b"")
+    assert walk(f"{bucket.url}/in/") == ["a.jpg/b.jpg", "empty.jpg"]
+
+
 def test_order_holds_with_many_looks(folder):
     keys = [f"{i:03}.png" for i in range(200)]
     folder(*keys, data=OTHER)

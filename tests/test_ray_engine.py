@@ -11,39 +11,16 @@ from segcli.errors import DeviceError, UsageError
 from segcli.inputs import open_sources
 from segcli.jobs import ClassifyJob
 from segcli.onnx_file import read_card
-from segcli.ray_engine import RayModel, RayOptions, fit
+from segcli.ray_cluster import RayOptions
+from segcli.ray_engine import RayModel
 from segcli.reading import RunOptions
-
-
-@pytest.mark.parametrize(
-    ("cluster", "asked", "expected"),
-    [
-        ({"CPU": 2}, {}, (1, 2)),
-        ({"CPU": 16}, {}, (4, 4)),
-        ({"CPU": 2}, {"workers": 2}, (2, 1)),
-        ({"CPU": 16}, {"workers": 2}, (2, 4)),
-        ({"CPU": 16}, {"threads": 1}, (16, 1)),
-        ({"CPU": 8, "GPU": 2}, {"gpus": 1.0}, (2, 4)),
-        ({"CPU": 8, "GPU": 2}, {"gpus": 0.5}, (4, 2)),
-        # What a cluster has not may be added to it.
-        ({"CPU": 1}, {"workers": 9, "address": "auto"}, (9, 1)),
-        ({}, {"address": "auto"}, (1, 1)),
-    ],
-)
-def test_fit(cluster, asked, expected):
-    assert fit(cluster, RayOptions(**asked)) == expected
-
-
-def test_more_cores_than_this_machine_has():
-    with pytest.raises(UsageError, match="3 workers of 1 threads need 3 cores, this machine has 2"):
-        fit({"CPU": 2}, RayOptions(workers=3))
 
 
 def test_without_ray(tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     path = tiny_model()
     with pytest.raises(UsageError, match="which is not installed") as failed:
-        RayModel(path, read_card(path), RayOptions())
+        RayModel(path, read_card(path), RayOptions(), print)
     assert failed.value.hint == "pip install 'segcli[ray]'"
 
 
@@ -57,13 +34,15 @@ class TestCluster:
         path = tiny_model()
         handler = signal.getsignal(signal.SIGTERM)
         with pytest.raises(DeviceError, match=r"Ray cluster '127.0.0.1:1' cannot be reached"):
-            RayModel(path, read_card(path), RayOptions(address="127.0.0.1:1"))
+            RayModel(path, read_card(path), RayOptions(address="127.0.0.1:1"), print)
         assert signal.getsignal(signal.SIGTERM) is handler
 
     def test_a_model_that_no_worker_can_load(self, tiny_model):
         path = tiny_model()
         with pytest.raises(DeviceError, match=re.escape("'nonsense'")):
-            RayModel(path, read_card(path), RayOptions(workers=1, threads=1, device="nonsense"))
+            RayModel(
+                path, read_card(path), RayOptions(workers=1, threads=1, device="nonsense"), print
+            )
 
     def test_an_image_that_kills_its_worker_is_that_images_error(self, tiny_model, picture):
         """As a decoder that crashes, or one image too many for the memory, would."""
@@ -79,7 +58,7 @@ class TestCluster:
         for name in names:
             picture(name)
         path = tiny_model(task="classification", palette=())
-        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1))
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
         outcomes = list(
             model.run_images(
                 open_sources(names, stdin=io.BytesIO()),

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from segcli.errors import OutputError, UsageError
+from segcli.errors import OutputError
 from segcli.inputs import Source
 from segcli.pipeline import Item
 from segcli.ray_worker import check_paths
@@ -31,8 +31,3 @@ def test_relative_paths_need_the_folder(given, tmp_path, monkeypatch):
     check_paths([given], str(Path.cwd()))
     with pytest.raises(OutputError, match=r"'a.*' is in '/not/here', which .* does not have"):
         check_paths([given], "/not/here")
-
-
-def test_memory_is_one_process_s():
-    with pytest.raises(UsageError, match="in the memory of one process"):
-        check_paths([item("/a.jpg", "memory://b/a.png")], str(Path.cwd()))

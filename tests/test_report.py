@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tracemalloc
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from segcli.artifact import Preprocessing
 from segcli.errors import OutputWriteError
 from segcli.evaluate import figures
+from segcli.protocol import Protocol
 from segcli.report import Report
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -146,7 +148,7 @@ def test_header_is_the_model_card(write):
             mean=(0.5,) * 3,
             std=(1,) * 3,
         ),
-        summary={"seconds": 1.5, "miou": 0.25, "protocol": {"resize": "model", "tile": None}},
+        summary={"seconds": 1.5, "miou": 0.25, "protocol": asdict(Protocol(scales=(0.5, 1.0)))},
     )
     shown = page.text("dd")
     for part in (
@@ -155,7 +157,9 @@ def test_header_is_the_model_card(write):
         *("mean 0.5 0.5 0.5, std 1 1 1", "red, green, blue", "1.5", "0.25", "resize model"),
     ):
         assert part in shown
-    assert "tile" not in shown
+    assert "resize model, scales 0.5, 1" in shown
+    for absent in ("tile", "overlap", "flip"):
+        assert absent not in shown
     assert "not for <sale>" not in text
 
 

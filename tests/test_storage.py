@@ -38,6 +38,12 @@ def test_a_place_is_a_place(tmp_path, monkeypatch, place):
     assert [p.name for p in Path().rglob("s3*")] == []
 
 
+@pytest.mark.parametrize("url", ["memory://storage", "memory://storage/", "memory://storage/x/"])
+def test_folders_of_stores_are_not_read(url):
+    with pytest.raises(ImageMissing, match=f"cannot read '{url}': it is a folder"):
+        read_bytes(url)
+
+
 def test_web_addresses_are_read_only(http_server):
     server = http_server(lambda method, path: (200, b"data"))
     assert read_bytes(f"{server.url}/a?b") == b"data"

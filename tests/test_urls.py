@@ -6,6 +6,7 @@ from segcli.errors import UsageError
 from segcli.urls import (
     Address,
     below,
+    is_bucket,
     is_url,
     is_url_folder,
     is_web,
@@ -56,6 +57,17 @@ def test_keys_that_cannot_be_addressed(key):
         split_url("s3://b/" + key)
 
 
+@pytest.mark.parametrize("bucket", ["a b", "ü", "a%20", "[x]", "a:8"])
+def test_buckets_that_cannot_be(bucket):
+    with pytest.raises(ValueError, match="its bucket has"):
+        split_url(f"s3://{bucket}/a.jpg")
+
+
+def test_a_bucket_alone():
+    assert all(map(is_bucket, ("s3://b", "s3://b/", "GS://b.jpg")))
+    assert not any(map(is_bucket, ("s3://b/a", "s3://b//", "https://b", "file:///", "b")))
+
+
 def test_places():
     assert join_url("s3://b/", "x/y") == join_url("s3://b", "x/y") == "s3://b/x/y"
     assert below("s3://b/x/y.jpg", "s3://b/x") == below("s3://b/x/y.jpg", "s3://b/x/") == "y.jpg"
@@ -69,6 +81,8 @@ def test_names_leave_out_a_signature():
     assert url_place(signed, "https://h/") == "p/a b.jpg"
     assert url_place(signed, "https://other/") == ".."
     assert url_name("s3://b/p/a%20b?c.jpg") == "a%20b?c.jpg"
+    assert url_name("https://h/a%20b/?c") == "a b"
+    assert (url_name("s3://b/in/"), url_name("s3://b")) == ("in", "b")
     assert url_place("s3://b/p/a%20b?c.jpg", "s3://b") == "p/a%20b?c.jpg"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -131,7 +132,8 @@ def _run(args: list[str], told: "_Told", *, debug: bool) -> int:
         return ExitCode.BROKEN_PIPE
     except _Stopped as stop:
         return stop.exit_code
-    except Exception as error:
+    # All of them: what panics in Rust, as obstore may, is no Exception.
+    except BaseException as error:
         if told.to_stop is not None:
             # An import in C makes an ImportError of an interrupt.
             return told.to_stop
@@ -142,10 +144,20 @@ def _run(args: list[str], told: "_Told", *, debug: bool) -> int:
     return ExitCode.OK
 
 
+# Until a signal that Python has passed over is sent again.
+_AGAIN_S = 0.05
+
+
 class _Told:
-    """What signals have told this process: the exit code to stop with, None to go on."""
+    """What signals have told this process.
+
+    Attributes:
+        to_stop: The exit code to stop with, None to go on.
+        unheard: Python has passed over what would have unwound.
+    """
 
     to_stop: ExitCode | None = None
+    unheard = False
 
 
 @contextlib.contextmanager
@@ -156,6 +168,9 @@ def _stoppable() -> Iterator[_Told]:
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         interrupted = signum == signal.SIGINT
         code = ExitCode.INTERRUPTED if interrupted else ExitCode.TERMINATED
+        if told.unheard:
+            told.unheard = False
+            raise _Stopped(told.to_stop or code)
         if told.to_stop is not None:
             discard_parts()
             os._exit(code)
@@ -163,14 +178,27 @@ def _stoppable() -> Iterator[_Told]:
         console.say_at_once("segcli: interrupted" if interrupted else "segcli: terminated")
         raise _Stopped(code)
 
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Where the handler ran in the midst of a finalizer, which Python lets raise nothing."""
+        if not isinstance(unraisable.exc_value, _Stopped):
+            hook(unraisable)
+            return
+        told.unheard = True
+        main = threading.main_thread().ident or 0
+        # Not at once: that would be within this hook.
+        threading.Timer(_AGAIN_S, signal.pthread_kill, (main, taken[0])).start()
+
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # What is ignored stays so: the shell does that to jobs in the background.
     taken = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
     for number in taken:
         signal.signal(number, stop)
+    hook = sys.unraisablehook
+    sys.unraisablehook = again
     try:
         yield told
     finally:
+        sys.unraisablehook = hook
         for number in taken:
             signal.signal(number, previous[number])
 

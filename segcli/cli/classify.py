@@ -92,7 +92,7 @@ def classify(
     if (as_csv or records != "text") and (dry_run or null):
         raise UsageError("--dry-run and --null go with plain text, not with records or --csv")
     end = b"\0" if null else b"\n"
-    run.check_page(report)
+    report = run.check_page(report)
     walk = {
         "recursive": recursive,
         "extensions": (
@@ -104,7 +104,7 @@ def classify(
     }
     check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
-    ray = run.parse_engine(engine, ray_address, gpus_per_worker)
+    ray = run.parse_engine(engine, ray_address, gpus_per_worker, args)
     with console.results() as out:
         names = run.open_registry(registry)
         name = model or _first_on_this_machine(names)

@@ -19,7 +19,7 @@ from segcli.inputs import (
     resolve_arguments,
 )
 from segcli.shards import parse_shard
-from segcli.urls import is_url, local_path
+from segcli.urls import is_url
 from segcli.writers import OutputPlan, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def embed(
         raise UsageError(f"--pool {pool!r} is not {', '.join(POOLS)}")
     if output is None and records == "text":
         raise UsageError("nowhere to write to", hint="-o FILE.npy, -o FILE.npz or --jsonl")
-    output = None if output is None else local_path(output)
+    output = run.local_file("-o", output)
     _check_output(output)
     protocol = parse_protocol(resize, None, None, None)
     walk = {
@@ -132,7 +132,7 @@ def embed(
     }
     check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
-    ray = run.parse_engine(engine, ray_address, gpus_per_worker)
+    ray = run.parse_engine(engine, ray_address, gpus_per_worker, args)
     has_list = files_from is not None or files0_from is not None
     with console.results() as out:
         loaded, workers = run.open_engine(
@@ -200,11 +200,9 @@ def choose_layer(layer: str | None, outputs: tuple[str, ...]) -> str:
 
 def _check_output(output: str | None) -> None:
     from segcli.array_file import SUFFIXES
-    from segcli.cli import run
 
     if output is None:
         return
-    run.refuse_url("-o", output)
     if not output.endswith(SUFFIXES) or Path(output).is_dir():
         raise UsageError(f"-o {output!r} is not a file that ends in {' or '.join(SUFFIXES)}")
     refuse_other_content(output, (b"\x93NUMPY", b"PK"), "an array file")

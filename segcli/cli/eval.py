@@ -163,8 +163,11 @@ def evaluate(
     if STDIN in args:
         raise UsageError("stdin ('-') is one image, and has no truth")
     protocol = parse_protocol(resize, tile, overlap, augment)
-    _check_files(state, table, picture)
-    run.check_page(report)
+    report = run.check_page(report)
+    state = run.local_file("--state", state)
+    table = run.local_file("--csv", table)
+    picture = run.local_file("--confusion", picture)
+    _check_files(state, table, picture, report)
     if report is not None and state is not None:
         raise UsageError("--report shows the images of one run, and --state leaves some out")
     has_list = files_from is not None or files0_from is not None
@@ -261,16 +264,18 @@ def evaluate(
     raise typer.Exit(ExitCode.SOME_FAILED if failed else ExitCode.OK)
 
 
-def _check_files(state: str | None, table: str | None, picture: str | None) -> None:
+def _check_files(
+    state: str | None, table: str | None, picture: str | None, report: str | None
+) -> None:
     """Refuses files that cannot be written, or that are something else: an image, or the truth.
 
     Raises:
         UsageError: Two are one, one has another suffix, or is there and is no such file.
         OutputError: One cannot be written.
     """
-    given = [path for path in (state, table, picture) if path is not None]
+    given = [path for path in (state, table, picture, report) if path is not None]
     if len({os.path.realpath(path) for path in given}) < len(given):
-        raise UsageError("--state, --csv and --confusion are files of their own")
+        raise UsageError("--state, --csv, --confusion and --report are files of their own")
     for path in given:
         if not Path(path).name or path == "-" or path.endswith("/") or Path(path).is_dir():
             raise UsageError(f"{path!r} is no file name")

@@ -227,7 +227,7 @@ FailFast = Annotated[
 ]
 Offline = Annotated[
     bool,
-    typer.Option("--offline", envvar="SEGCLI_OFFLINE", help="Never use the network."),
+    typer.Option("--offline", envvar="SEGCLI_OFFLINE", help="Never fetch a model."),
 ]
 RegistryFile = Annotated[
     str | None,

@@ -16,7 +16,7 @@ from segcli.cli.console import Results, Talk
 from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
 from segcli.inputs import exists
 from segcli.registry import Registry, load_registry
-from segcli.urls import is_url
+from segcli.urls import is_url, local_path
 from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from segcli.inputs import Source
     from segcli.jobs import Job
     from segcli.model import Model
-    from segcli.ray_engine import RayModel, RayOptions
+    from segcli.ray_cluster import RayOptions
+    from segcli.ray_engine import RayModel
     from segcli.reading import RunOptions
     from segcli.report import Kind, Report
     from segcli.results import Outcome
@@ -112,11 +113,20 @@ def _obtain(
     return path, card
 
 
-def parse_engine(engine: str, address: str | None, gpus: float | None) -> "RayOptions | None":
+def parse_engine(
+    engine: str, address: str | None, gpus: float | None, places: Iterable[str]
+) -> "RayOptions | None":
     """Returns where a run goes, None for this process.
 
+    Args:
+        engine: ``local`` or ``ray``.
+        address: Of a cluster, if any is named.
+        gpus: Of each worker, as asked for.
+        places: Inputs and output of the command line.
+
     Raises:
-        UsageError: An option of Ray's goes without it, or a number is out of range.
+        UsageError: An option of Ray's goes without it, a number is out of range, or a place is one
+            that the workers do not share.
     """
     if engine != "ray":
         given = (("--ray-address", address), ("--gpus-per-worker", gpus))
@@ -125,8 +135,13 @@ def parse_engine(engine: str, address: str | None, gpus: float | None) -> "RayOp
                 raise UsageError(f"{option} goes with --engine ray")
         return None
     if gpus is not None and not 0 <= gpus < math.inf:
-        raise UsageError(f"--gpus-per-worker {gpus} is not a number from 0 up")
-    from segcli.ray_engine import RayOptions
+        raise UsageError(f"--gpus-per-worker {gpus:g} is not a number from 0 up")
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise UsageError(f"--gpus-per-worker {gpus:g}: above 1 there are only whole GPUs")
+    for place in places:
+        if place.lower().startswith("memory://"):
+            raise UsageError(f"{place!r} is in the memory of one process, and Ray has several")
+    from segcli.ray_cluster import RayOptions
 
     return RayOptions(address=address or os.environ.get("RAY_ADDRESS"), gpus=gpus or 0.0)
 
@@ -172,7 +187,7 @@ def open_engine(
 
         path, card = _obtain(name, task, registry, talk, offline=offline)
         where = replace(ray, workers=workers, threads=threads, device=device, distant=distant)
-        return RayModel(path, card, where), 1
+        return RayModel(path, card, where, talk.note), 1
     workers, threads = default_workers(workers, threads, single=single, distant=distant)
     model = open_model(
         *(name, task, registry, talk),
@@ -223,7 +238,7 @@ def find_model(name: str, task: "Task | None", registry: Registry) -> Path | Non
     from segcli.store import on_hand
 
     refuse_url("-m", name)
-    path = on_hand(name, registry)
+    path = on_hand(local_path(name), registry)
     if path is None:
         found = registry.get(name).task
         # Before anything is fetched.
@@ -236,6 +251,18 @@ def refuse_url(option: str, path: str) -> None:
     """Raises UsageError where an option that takes a file is given a URL."""
     if is_url(path):
         raise UsageError(f"{option} {path!r} is a URL, expected a file on this machine")
+
+
+def local_file(option: str, path: str | None) -> str | None:
+    """Returns what an option that takes a file names, ``file://`` in front of it or not.
+
+    Raises:
+        UsageError: It is on another machine.
+    """
+    if path is None:
+        return None
+    refuse_url(option, path)
+    return local_path(path)
 
 
 def announce(model: "Engine", talk: Talk) -> None:
@@ -412,16 +439,16 @@ def open_page(path: str | None, kind: "Kind", model: "Engine") -> "Iterator[Repo
         yield page
 
 
-def check_page(path: str | None) -> None:
-    """Refuses a path of ``--report`` before any work.
+def check_page(path: str | None) -> str | None:
+    """Returns the file of ``--report``, refused before any work where it cannot be one.
 
     Raises:
         UsageError: It names no .html file, or a file that is something else.
         OutputError: It cannot be written.
     """
+    path = local_file("--report", path)
     if path is None:
-        return
-    refuse_url("--report", path)
+        return None
     if not path.lower().endswith((".html", ".htm")) or Path(path).is_dir():
         raise UsageError(f"--report {path!r} is not a file that ends in .html")
     from segcli.report_page import PAGE_START
@@ -430,6 +457,7 @@ def check_page(path: str | None) -> None:
     check_place(plan)
     check_folders(plan)
     refuse_other_content(path, (PAGE_START,), "a report")
+    return path
 
 
 def _add_to_page(page: "Report", outcome: "Outcome", *, timing: bool) -> None:

@@ -180,8 +180,8 @@ def segment(
     end = b"\0" if null else b"\n"
     if Format.CUTOUT in plan.formats and classes is None:
         raise UsageError("-f cutout needs --classes, which stay opaque")
-    run.check_page(report)
-    ray = run.parse_engine(engine, ray_address, gpus_per_worker)
+    report = run.check_page(report)
+    ray = run.parse_engine(engine, ray_address, gpus_per_worker, (*args, plan.output))
     if ray is not None and plan.kind == "stdout":
         raise UsageError("--engine ray writes files, not to stdout", hint="name one with -o")
     protocol = parse_protocol(resize, tile, overlap, augment)

@@ -289,6 +289,8 @@ def test_a_list_restricts_as_arguments_do(evaluate, picture):
         (["--confusion", "labels/0/0.png"], 2, "is there and segcli did not write it"),
         (["--confusion", "c.jpg"], 2, "does not end in .png"),
         (["--csv", "x", "--state", "./x"], 2, "are files of their own"),
+        (["--csv", "x.html", "--report", "x.html"], 2, "are files of their own"),
+        (["--csv", "s3://bucket/x.csv"], 2, "--csv 's3://bucket/x.csv' is a URL"),
         (["--csv", "-"], 2, "is no file name"),
         (["--csv", "images"], 2, "is no file name"),
         (["--csv", "images/0/0.png/x.csv"], 5, "is not a folder"),

@@ -205,6 +205,8 @@ def test_classify(segcli, tiny_model, tree):
         (["{}-not/in/", "-o", "out"], 2, "cannot list 's3://.*-not/in/': no such bucket"),
         (["{}/none/", "-o", "out"], 2, "holds no image"),
         (["{}/none.jpg", "-o", "out"], 2, "no such file or folder: 's3://.*/none.jpg'"),
+        (["{}empty", "-o", "out"], 2, "cannot list 's3://.*empty/': no such bucket"),
+        (["ftp://host/a.jpg", "-o", "out"], 2, "no such file .*\nhint: of URLs, s3, gs"),
         (["{}", "-o", "out"], 2, "its subfolders do\nhint: -r"),
         (["{}/in/"], 2, "needs -o"),
         (["{}/in/", "-o", "x.png"], 2, "takes one image"),
@@ -277,6 +279,30 @@ def test_file_urls_are_paths(seg, picture, tmp_path):
     assert record["path"] == str(tmp_path / "in" / "a b.png")
     assert record["outputs"] == [str(tmp_path / "o ut") + "/a b.png"]
     assert Path("o ut/a b.png").is_file()
+
+
+def test_file_urls_of_single_files(seg, picture, tmp_path):
+    picture("in.png")
+    page = (tmp_path / "r e.html").as_uri()
+    assert seg("in.png", "-o", "o/", "--report", page).code == 0
+    assert Path("r e.html").is_file()
+    ran = seg("in.png", "-o", "o/", "--report", "file://host/r.html")
+    assert (ran.code, "names another host" in ran.err) == (2, True)
+
+
+def test_an_empty_bucket_holds_no_image(seg, bucket):
+    for url in (bucket.url, bucket.url + "/"):
+        ran = seg(url, "-o", "out")
+        assert (ran.code, "holds no image" in ran.err) == (2, True)
+
+
+def test_folders_in_a_list_are_missing(seg, tree):
+    urls = [tree.url, f"{tree.url}/in/"]
+    ran = seg("--files-from", "-", "-o", "out/", "--jsonl", stdin="\n".join(urls).encode())
+    assert ran.code == 1
+    for record in records(ran.out):
+        assert record["error"]["code"] == "missing"
+        assert "it is a folder" in record["error"]["message"]
 
 
 def test_web_addresses(seg, http_server, picture):

@@ -1,8 +1,12 @@
 """``--engine ray``: the files and records of the local engine, whatever becomes of its workers."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -176,7 +180,9 @@ def test_records_leave_while_the_list_goes_on(start, tiny_model, picture):
         (("--ray-address", "auto"), 2, "--ray-address goes with --engine ray"),
         (("--gpus-per-worker", "1"), 2, "--gpus-per-worker goes with --engine ray"),
         (("--engine", "ray", "--gpus-per-worker", "-1"), 2, "is not a number from 0 up"),
-        (("--engine", "ray", "--workers", "999"), 2, "need 999 cores"),
+        (("--engine", "ray", "--gpus-per-worker", "1.5"), 2, "above 1 there are only whole GPUs"),
+        (("--engine", "ray", "--gpus-per-worker", "9"), 2, "that Ray finds on this machine: "),
+        (("--engine", "ray", "--workers", "999"), 2, "takes 999 cores"),
         (("--engine", "ray", "--ray-address", "127.0.0.1:1"), 4, "cannot be reached"),
     ],
 )
@@ -187,6 +193,78 @@ def test_refusals(segcli_process, tiny_model, picture, args, code, says):
     assert says in ran.stderr.decode()
     assert len(ran.stderr.splitlines()) <= 2
     assert not Path("x.png").exists()
+
+
+def test_memory_is_not_shared(segcli_process, tiny_model, picture):
+    picture("a.png")
+    run = ("segment", "a.png", "-m", tiny_model(), "--engine", "ray", "--workers", "1")
+    ran = segcli_process(*run, "-o", "memory://b/x.png")
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert b"in the memory of one process, and Ray has several" in ran.stderr
+    Path("list").write_text("memory://b/b.png\na.png\n")
+    ran = segcli_process("segment", "--files-from", "list", *run[2:], "-o", "out/", "--jsonl")
+    codes = [record.get("error", {}).get("code") for record in records(ran.stdout, "out")]
+    assert (ran.returncode, codes) == (1, ["missing", None])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("after_s", [1.2, 2.0, 3.0])
+def test_a_signal_while_ray_starts(start, finish, tiny_model, picture, number, code, after_s):
+    picture("a.png")
+    process = start("segment", "a.png", "-m", tiny_model(), "-o", "x.png", "--engine", "ray")
+    time.sleep(after_s)
+    process.send_signal(number)
+    _, err = finish(process)
+    assert process.returncode == code, err
+    assert b"Traceback" not in err
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of one core that is there already; yields its address."""
+    for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0")):
+        monkeypatch.setenv(name, value)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
+    process = subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        time.sleep(0.2)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_cluster_that_is_there(segcli_process, start, finish, tiny_model, tree, cluster):
+    run = ("segment", "in", "-r", "-m", tiny_model(), "--jsonl", "--no-timing", "--device", "cpu")
+    there = (*run, "-o", "there", "--engine", "ray", "--ray-address", cluster)
+    here = segcli_process(*run, "-o", "here")
+    for _ in range(2):
+        # It outlives a run.
+        ran = segcli_process(*there)
+        assert ran.returncode == 1, ran.stderr
+        assert records(ran.stdout, "there") == records(here.stdout, "here")
+    # More than it has: it might grow.
+    process = start(*there, "--threads", "4", seconds=60)
+    time.sleep(8)
+    assert process.poll() is None
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process)
+    assert (process.returncode, err) == (130, b"segcli: interrupted\n")
+    assert time.monotonic() - sent < 10
 
 
 def test_stdout_is_not_a_workers(segcli_process, tiny_model, picture):

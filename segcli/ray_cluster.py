@@ -1,0 +1,183 @@
+"""The Ray cluster that a run goes to: its address, how workers fit it, the connection."""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeVar
+
+from segcli.errors import DeviceError, UsageError
+from segcli.session import usable_cores
+
+_R = TypeVar("_R")
+
+# A worker with more threads than this spends them on waiting for each other.
+_MOST_THREADS = 4
+
+_KNOCK_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where a run goes.
+
+    Attributes:
+        address: Of a cluster, ``auto`` for the one of this machine; None starts one for this run.
+        workers: Actors, each with a session of its own; None fills the cluster.
+        threads: Cores of one actor; None shares the cluster's among them, up to 4 each.
+        gpus: GPUs of one actor, of which ONNX Runtime uses the first.
+        device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
+        distant: Images or outputs are behind URLs: more of them are under way at once.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    gpus: float = 0.0
+    device: str = "auto"
+    distant: bool = False
+
+
+def fit(resources: Mapping[str, float], options: RayOptions) -> tuple[int, int]:
+    """Returns the number of workers and the cores of each.
+
+    Args:
+        resources: What the cluster has, by Ray's names.
+        options: What is asked for.
+
+    Raises:
+        UsageError: This machine alone is asked for more than it has. A cluster may grow.
+    """
+    cores = max(1, int(resources.get("CPU", 0)))
+    gpus = resources.get("GPU", 0.0)
+    # Part of a GPU is never put together from two.
+    places = int(gpus) * int(1 / options.gpus) if 0 < options.gpus < 1 else 0
+    if options.gpus >= 1:
+        places = int(gpus / options.gpus)
+    workers, threads = options.workers, options.threads
+    if workers is None and options.gpus:
+        workers = max(1, places)
+    if threads is None:
+        threads = max(1, min(_MOST_THREADS, cores // (workers or 1)))
+    if workers is None:
+        workers = max(1, cores // threads)
+    if options.address is None and workers * threads > cores:
+        raise UsageError(
+            f"--workers {workers} with --threads {threads} takes {workers * threads} cores, "
+            f"this machine has {cores}"
+        )
+    if options.address is None and options.gpus and workers > places:
+        raise UsageError(
+            f"--workers {workers} with --gpus-per-worker {options.gpus:g} does not fit the GPUs "
+            f"that Ray finds on this machine: {gpus:g}"
+        )
+    return workers, threads
+
+
+class Connection:
+    """A connection to a Ray cluster, or to one that it starts.
+
+    Args:
+        address: As for ``RayOptions``.
+
+    Attributes:
+        ray: The module.
+        stopping: Set where nobody waits any more for what ``do`` is given.
+
+    Raises:
+        UsageError: Ray is not installed.
+        DeviceError: There is no such cluster, or none can be started.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.ray = _import_ray()
+        self.stopping = threading.Event()
+        # What Ray starts ends with the thread that started it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="segcli-ray")
+        self._leaves_something = address is None
+        self._closed = False
+        try:
+            self.do(partial(self._open, address))
+        except (self.ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster {address!r} cannot be reached"
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DeviceError(
+                f"{where if address else 'Ray did not start'}: {reason}",
+                hint="'ray status' on that machine says more; with a token, set RAY_AUTH_MODE=token"
+                if address
+                else None,
+            ) from error
+
+    def _open(self, address: str | None) -> None:
+        options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+        if address is None:
+            options |= {"num_cpus": usable_cores(), "include_dashboard": False}
+        else:
+            _knock(address)
+        self.ray.init(address or "local", **options)
+        self._leaves_something = True
+
+    def do(self, step: Callable[[], _R]) -> _R:
+        """Returns what a step returns that calls Ray.
+
+        It runs in another thread, to its end: an interrupt that cut it off half-way would leave
+        processes behind, and there Ray's handlers of signals do not take the place of ours.
+        """
+        running = self._thread.submit(step)
+        try:
+            return running.result()
+        except BaseException:
+            self.stopping.set()
+            if self._leaves_something:
+                wait([running])
+                self.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves the cluster, and ends one that was started."""
+        if self._closed:
+            return
+        self._closed = True
+        leaving = self._thread.submit(self.ray.shutdown)
+        try:
+            leaving.result()
+        finally:
+            # Cut off half-way, Ray would end this process with an exit code of its own.
+            wait([leaving])
+            self._thread.shutdown(wait=False)
+
+
+def _import_ray() -> ModuleType:
+    # Before Ray is imported: it would tell its makers of each cluster.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its handlers in C++ would end the process with another exit code, and tell where it was.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    # What it prints of workers that die goes to stderr, where no colour belongs unasked.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'segcli[ray]'"
+        ) from error
+    # Importing it sets the level; what it logs of its tokens is nothing to act on.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    return ray
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing answers: Ray itself would try for ten minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdecimal() and int(port) < 1 << 16:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+
+
+def told(resources: Mapping[str, float]) -> str:
+    """Returns in a few words what a cluster has."""
+    cores, gpus = (resources.get(name, 0) for name in ("CPU", "GPU"))
+    return f"a cluster of {cores:g} cores and {gpus:g} GPUs"
