@@ -17,6 +17,7 @@ from segcli import session
 from segcli.atomic import write_atomic
 from segcli.encode import encode_output
 from segcli.errors import ImageError, OutputError, UsageError
+from segcli.formats import Format
 from segcli.inputs import Source, join
 from segcli.jobs import ClassifyJob, Job, SegmentJob
 from segcli.machine import cpu_name, peak_rss_bytes
@@ -26,7 +27,7 @@ from segcli.pipeline import run_images
 from segcli.reading import RunOptions, read_image
 from segcli.results import Segmentation
 from segcli.sample_images import write_images
-from segcli.writers import Format, OutputPlan
+from segcli.writers import OutputPlan
 
 # Without a number of runs: as many as fit, but enough for a median and few enough to end.
 BUDGET_S = 5.0

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from segcli.errors import ImageMissing, OutputCollision, OutputError, OutputWriteError, UsageError
+from segcli.formats import common_stem
 from segcli.inputs import Source, file_identity
 from segcli.urls import below, is_url, is_url_folder
 from segcli.writers import OutputPlan
@@ -116,8 +117,8 @@ class SortedClaims(Claims):
     """Claims of the images of one folder that is listed in the order of its names' bytes.
 
     What they remember does not grow with the folder. Two images write one file only where their
-    names are equal up to the first dot; in this order such names stand together, but for folders
-    whose names begin so, too.
+    names have a stem in common; in this order such names stand together, but for others that begin
+    with it, too.
 
     Args:
         listed_late: As for ``Claims``.
@@ -145,8 +146,7 @@ class SortedClaims(Claims):
             )
         self._last = name
         self._refuse_listed_late(targets)
-        folder, slash, last = source.relative.rpartition("/")
-        start = folder + slash + last.partition(".")[0] + "."
+        start = common_stem(source.relative) + "."
         while self._near and not start.startswith(self._near[-1][0]):
             self._near.pop()
         if not self._near or self._near[-1][0] != start:
@@ -171,8 +171,10 @@ def claim_targets(source: Source, plan: OutputPlan, claims: Claims) -> tuple[str
         OutputCollision: Another source of this run writes one of them.
         OutputWriteError: One is an input, or would leave the output folder.
     """
-    if not source.path or "\0" in source.path:
+    if not source.path or "\0" in source.path + source.relative:
         raise ImageMissing(f"an entry of the list is no file name: {source.path!r}")
+    if is_url(source.path) and not source.relative:
+        raise ImageMissing(f"{source.path!r} is no URL of an image")
     targets = plan.targets(source)
     if plan.kind != "stdout":
         claims.claim(source, targets)

@@ -12,9 +12,9 @@ from segcli import image_io, render
 from segcli.annotate import draw_contours, draw_names
 from segcli.artifact import ModelCard
 from segcli.document import segmentation_document
+from segcli.formats import Format
 from segcli.lettering import readable_name
 from segcli.results import ClassMap, ClassShare, Segmentation
-from segcli.writers import Format
 
 
 @dataclass(frozen=True, kw_only=True)

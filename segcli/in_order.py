@@ -20,15 +20,17 @@ QUEUED_PER_WORKER = 2
 _FAREWELL_S = 0.1
 
 
-def in_groups(items: Iterable[_T], most: int) -> Generator[list[_T], None, None]:
+def in_groups(
+    items: Iterable[_T], most: int, length: Callable[[], int]
+) -> Generator[list[_T], None, None]:
     """Yields lists of what is there by then: one item at least, and no more than ``most``.
 
-    So nothing waits for an item that is not there yet, and whoever is slower than the source takes
-    several at once.
+    So nothing waits for an item that is not there yet.
 
     Args:
         items: Taken by a thread of its own, no more than two groups ahead.
         most: Length of a list.
+        length: Called before each list: it is to hold no more than so many.
 
     Raises:
         BaseException: What ``items`` raised, after what came before.
@@ -51,20 +53,22 @@ def in_groups(items: Iterable[_T], most: int) -> Generator[list[_T], None, None]
 
     threading.Thread(target=feed, name="segcli-group", daemon=True).start()
     try:
-        while not isinstance(item := there.get(), _End):
-            group = [item]
-            while len(group) < most and not there.empty():
+        end: _End | None = None
+        while end is None:
+            room = min(most, length())
+            group: list[_T] = []
+            while end is None and (not group or (len(group) < room and not there.empty())):
                 item = there.get()
                 if isinstance(item, _End):
-                    break
-                group.append(item)
-            yield group
+                    end = item
+                else:
+                    group.append(item)
+            if group:
+                yield group
             for _ in group:
                 places.release()
-            if isinstance(item, _End):
-                break
-        if item.error is not None:
-            raise item.error
+        if end.error is not None:
+            raise end.error
     finally:
         stopped.set()
         places.release()

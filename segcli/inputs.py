@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
-from segcli.errors import UsageError
+from segcli.errors import SegcliError, UsageError
 from segcli.object_folder import is_object_folder, walk_objects
 from segcli.own_png import is_segcli_png
 from segcli.remote import object_exists
@@ -24,7 +24,8 @@ from segcli.urls import (
     is_url_folder,
     is_web,
     join_url,
-    local_path,
+    other_scheme,
+    plain_path,
     url_identity,
     url_name,
     url_place,
@@ -62,7 +63,7 @@ def resolve_arguments(args: Sequence[str]) -> list[str]:
         UsageError: A store does not tell what a URL names, or a URL is malformed.
     """
     resolved = []
-    for arg in map(local_path, args):
+    for arg in map(plain_path, args):
         named = is_web(arg) or arg.endswith("/") or arg.lower().endswith(DEFAULT_EXTENSIONS)
         if is_bucket(arg) or (is_url(arg) and not named and is_object_folder(arg)):
             arg = arg.removesuffix("/") + "/"
@@ -112,7 +113,9 @@ def check_arguments(
                 f"{arg!r} is a URL, and this command reads files",
                 hint="segment, classify and embed read URLs",
             )
-    for name in lists:
+    for name in map(plain_path, lists):
+        if is_url(name):
+            raise UsageError(f"the list {name!r} is a URL, expected a file on this machine, or -")
         # Not opened here: a list may be a named pipe, which can be opened only once.
         if name != STDIN and (file_status(name) is None or is_folder(name)):
             raise UsageError(f"no such list file: {name!r}")
@@ -120,7 +123,9 @@ def check_arguments(
         more = f", nor any of the {len(args) - 1} other inputs" if args[1:] else ""
         raise UsageError(
             f"no such file or folder: {args[0]!r}{more}",
-            hint="of URLs, s3, gs, http, https and file are read" if "://" in args[0] else None,
+            hint="of URLs, s3, gs, http, https and file are read"
+            if other_scheme(args[0])
+            else None,
         )
     for arg in args:
         if arg != STDIN and is_input_folder(arg):
@@ -223,15 +228,16 @@ def is_input_folder(path: str) -> bool:
     return is_url_folder(path) if is_url(path) else is_folder(path)
 
 
-def exists(path: str) -> bool:
+def exists(path: str, failure: type[SegcliError] = UsageError) -> bool:
     """Tells whether there is a file, a folder, an object; of a web address this says its reader.
 
-    Raises:
-        UsageError: A store does not tell.
+    Args:
+        path: As given.
+        failure: Raised where a store does not tell.
     """
     if is_web(path) or is_url_folder(path):
         return True
-    return object_exists(path, UsageError) if is_url(path) else file_status(path) is not None
+    return object_exists(path, failure) if is_url(path) else file_status(path) is not None
 
 
 def join(folder: str, relative: str) -> str:
@@ -341,7 +347,7 @@ def _entries(name: str, separator: bytes, stdin: BinaryIO) -> Iterator[str]:
         yield from _split(stdin, separator)
         return
     try:
-        with Path(name).open("rb") as file:
+        with Path(plain_path(name)).open("rb") as file:
             yield from _split(file, separator)
     except OSError as error:
         reason = error.strerror or error
@@ -350,7 +356,7 @@ def _entries(name: str, separator: bytes, stdin: BinaryIO) -> Iterator[str]:
 
 def _entry_path(entry: str) -> str:
     try:
-        return local_path(entry)
+        return plain_path(entry)
     except UsageError:  # the record of a missing file names it
         return entry
 

@@ -1,7 +1,8 @@
 """What a command wants of every image: the files to claim before, the work once there is an answer.
 
-A job is plain data that another process can be given. What it does before the work runs in one
-place and in the order of the inputs; what it does after runs wherever the answer is.
+A job is plain data (but for where ``-o -`` goes) that another process can be given. What it does
+before the work runs in one place and in the order of the inputs; what it does after runs wherever
+the answer is.
 """
 
 from collections.abc import Callable
@@ -15,16 +16,17 @@ from segcli import render, storage
 from segcli.artifact import ModelCard
 from segcli.claims import Claims, claim_targets
 from segcli.encode import Style, draw_overlay, encode_output
+from segcli.formats import Format
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize
 from segcli.pooling import Pool, pool
 from segcli.results import Classification, Features, Outcome, Segmentation
 from segcli.thumbnail import small_picture
 from segcli.writers import (
-    Format,
     OutputPlan,
     all_exist,
     refuse_existing,
+    refuse_pictures,
 )
 
 # What these show is not the image.
@@ -114,7 +116,10 @@ class SegmentJob:
 
     def claim(self, source: Source, claims: Claims) -> tuple[str, ...]:
         """Returns one path per format, which from then on are this image's own."""
-        return claim_targets(source, self.plan, claims)
+        targets = claim_targets(source, self.plan, claims)
+        if not (self.skip_existing or self.no_clobber):
+            refuse_pictures(source, targets)
+        return targets
 
     def is_done(self, targets: tuple[str, ...]) -> bool:
         """Tells whether ``skip_existing`` leaves an image."""

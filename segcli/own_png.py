@@ -25,6 +25,16 @@ def is_segcli_png(path: str) -> bool:
         return False
 
 
+def is_other_png(path: str) -> bool:
+    """Tells whether a file is a PNG that segcli did not write."""
+    try:
+        with Path(path).open("rb") as file:
+            found = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    except (OSError, ValueError):
+        return False
+    return found and not is_segcli_png(path)
+
+
 def starts_segcli_png(start: bytes) -> bool:
     """Tells the same from a file's first ``START_BYTES``, which segcli's own name is among."""
     return _names_segcli(io.BytesIO(start))

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +12,14 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from segcli.errors import DeviceError, UsageError
-from segcli.session import usable_cores
+from segcli.session import MOST_THREADS, usable_cores
 
 _R = TypeVar("_R")
 
-# A worker with more threads than this spends them on waiting for each other.
-_MOST_THREADS = 4
-
 _KNOCK_TIMEOUT_S = 10
+# Ray itself would try for ten minutes. Without the token that a cluster asks for it gives up after
+# twenty seconds, and says so.
+_CONNECT_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class RayOptions:
     Attributes:
         address: Of a cluster, ``auto`` for the one of this machine; None starts one for this run.
         workers: Actors, each with a session of its own; None fills the cluster.
-        threads: Cores of one actor; None shares the cluster's among them, up to 4 each.
+        threads: Cores of one actor; None shares the cluster's among them, up to 4 each and no
+            more than its smallest machine has.
         gpus: GPUs of one actor, of which ONNX Runtime uses the first.
         device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
         distant: Images or outputs are behind URLs: more of them are under way at once.
@@ -43,33 +44,33 @@ class RayOptions:
     distant: bool = False
 
 
-def fit(resources: Mapping[str, float], options: RayOptions) -> tuple[int, int]:
+def fit(nodes: Sequence[Mapping[str, float]], options: RayOptions) -> tuple[int, int]:
     """Returns the number of workers and the cores of each.
 
     Args:
-        resources: What the cluster has, by Ray's names.
+        nodes: What each machine of the cluster has, by Ray's names.
         options: What is asked for.
 
     Raises:
         UsageError: This machine alone is asked for more than it has. A cluster may grow.
     """
-    cores = max(1, int(resources.get("CPU", 0)))
-    gpus = resources.get("GPU", 0.0)
-    # Part of a GPU is never put together from two.
-    places = int(gpus) * int(1 / options.gpus) if 0 < options.gpus < 1 else 0
-    if options.gpus >= 1:
-        places = int(gpus / options.gpus)
+    if options.gpus:
+        nodes = [node for node in nodes if node.get("GPU")] or nodes
+    # Of those that run anything: a head node often lends no core.
+    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    places = sum(_gpu_places(node.get("GPU", 0.0), options.gpus) for node in nodes)
     workers, threads = options.workers, options.threads
     if workers is None and options.gpus:
         workers = max(1, places)
     if threads is None:
-        threads = max(1, min(_MOST_THREADS, cores // (workers or 1)))
+        threads = max(1, min(MOST_THREADS, min(cores), sum(cores) // (workers or 1)))
     if workers is None:
-        workers = max(1, cores // threads)
-    if options.address is None and workers * threads > cores:
+        workers = max(1, sum(n // threads for n in cores))
+    if options.address is None and workers * threads > sum(cores):
         raise UsageError(
             f"--workers {workers} with --threads {threads} takes {workers * threads} cores, "
-            f"this machine has {cores}"
+            f"this machine has {sum(cores)}"
         )
     if options.address is None and options.gpus and workers > places:
         raise UsageError(
@@ -77,6 +78,13 @@ def fit(resources: Mapping[str, float], options: RayOptions) -> tuple[int, int]:
             f"that Ray finds on this machine: {gpus:g}"
         )
     return workers, threads
+
+
+def _gpu_places(gpus: float, share: float) -> int:
+    # Part of a GPU is never put together from two.
+    if share >= 1:
+        return int(gpus / share)
+    return int(gpus) * int(1 / share) if share else 0
 
 
 class Connection:
@@ -103,9 +111,9 @@ class Connection:
         self._closed = False
         try:
             self.do(partial(self._open, address))
-        except (self.ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:
             where = f"the Ray cluster {address!r} cannot be reached"
-            reason = str(error).partition("\n")[0].rstrip(".")
+            reason = str(error).partition("\n")[0].rstrip(".") or "it does not answer"
             raise DeviceError(
                 f"{where if address else 'Ray did not start'}: {reason}",
                 hint="'ray status' on that machine says more; with a token, set RAY_AUTH_MODE=token"
@@ -130,7 +138,7 @@ class Connection:
         """
         running = self._thread.submit(step)
         try:
-            return running.result()
+            return running.result(None if self._leaves_something else _CONNECT_TIMEOUT_S)
         except BaseException:
             self.stopping.set()
             if self._leaves_something:
@@ -177,7 +185,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
-def told(resources: Mapping[str, float]) -> str:
-    """Returns in a few words what a cluster has."""
-    cores, gpus = (resources.get(name, 0) for name in ("CPU", "GPU"))
+def describe(nodes: Sequence[Mapping[str, float]]) -> str:
+    """Returns in a few words what a cluster has, as ``fit`` is given it."""
+    cores, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     return f"a cluster of {cores:g} cores and {gpus:g} GPUs"

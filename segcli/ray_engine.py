@@ -5,15 +5,14 @@ a trial Ray Data gave no result of a source that goes on only as results come, w
 memory flat here; and it brings pyarrow and pandas.
 """
 
+import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, BinaryIO, TypeAlias
+from queue import Empty, SimpleQueue
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from segcli import __version__
 from segcli.artifact import ModelCard
@@ -24,17 +23,21 @@ from segcli.inputs import Source
 from segcli.jobs import Job
 from segcli.onnx_file import check_seal
 from segcli.pipeline import Item, take
-from segcli.ray_cluster import Connection, RayOptions, fit, told
+from segcli.ray_cluster import Connection, RayOptions, describe, fit
 from segcli.ray_worker import Shipped, Started, Worker
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
+from segcli.session import DISTANT
 
-# An image whose worker has died so often is taken for the reason. Those that merely shared it with
-# such an image are tried again alone, and so die with it once.
+# An image whose worker has died so often is taken for the reason. After the first time each of a
+# group is tried by itself, and no other such image meanwhile.
 _MOST_DEATHS = 3
 
-# With one image a call, 3,000 of the smallest took 12 s on two cores; with up to so many, 7 s.
+# A call costs this process 4 ms: with one image a call, 3,000 of the smallest took 12 s on two
+# cores, with eight 7 s. Those that take longer are dealt one by one, so that few are spread and
+# each is told when it is done.
 _GROUP = 8
+_CALL_S = 0.05
 
 # Ray starts a process for each, with Python and ONNX Runtime: seconds; more on a machine that has
 # to be added to a cluster first.
@@ -72,19 +75,32 @@ class RayModel:
     ) -> None:
         check_seal(path)
         self.card = card
+        self._tell = tell
         self._connection = Connection(options.address)
         self._ray = self._connection.ray
-        self._idle: SimpleQueue[_RayObject] = SimpleQueue()
+        self._idle: SimpleQueue[_Place | Exception | None] = SimpleQueue()
+        self._first: Started | None = None
         self._alone = threading.Lock()
-        self._connection.do(partial(self._start, path, options, tell))
+        self._lives = threading.Lock()
+        self._closed = False
+        self._image_s = _CALL_S  # what images took lately
+        self._data: list[_RayObject] = []
+        self._shipped = Shipped(path, card, self._data)
+        try:
+            first = self._connection.do(partial(self._start, path, options))
+        except BaseException:
+            self.close()
+            raise
+        self.provider, self.fallback, self.threads = first.provider, first.fallback, first.threads
 
-    def _start(self, path: Path, options: RayOptions, tell: Callable[[str], None]) -> None:
+    def _start(self, path: Path, options: RayOptions) -> Started:
+        """Returns what the first worker says that is ready; the others join when they are."""
         ray = self._ray
-        resources = ray.cluster_resources()
-        workers, threads = fit(resources, options)
-        # One more than its cores: the next image is there when one is done.
-        self._in_flight = threads + (3 * threads if options.distant else 1)
-        self._shipped = Shipped(path, self.card, [ray.put(path.read_bytes())])
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        workers, threads = fit(nodes, options)
+        # One more than its cores: the next images are there when some are done.
+        self._in_flight = threads * (DISTANT if options.distant else 1) + (not options.distant)
+        self._data.append(ray.put(path.read_bytes()))
         device = "cuda" if options.gpus and options.device == "auto" else options.device
         actor = ray.remote(Worker).options(
             num_cpus=threads,
@@ -92,43 +108,62 @@ class RayModel:
             max_restarts=-1,
             max_concurrency=self._in_flight,
         )
-        self._actors = [actor.remote(str(Path.cwd()), device, threads) for _ in range(workers)]
-        starting = [one.start.remote(self._shipped) for one in self._actors]
-        need = f"each takes {threads} cores and {options.gpus:g} GPUs of {told(resources)}"
-        ready: list[_RayObject] = []
+        self._actors = [
+            _Actor(actor.remote(str(Path.cwd()), device, threads)) for _ in range(workers)
+        ]
+        for one in self._actors:
+            self._open(one)
+        need = f"each takes {threads} cores and {options.gpus:g} GPUs of {describe(nodes)}"
         for waited_s in range(_START_TIMEOUT_S):
-            ready, _ = ray.wait(starting, timeout=1)
-            if ready or self._connection.stopping.is_set():
+            with contextlib.suppress(Empty):
+                place = self._idle.get(timeout=1)
+                self._idle.put(place)
+                if isinstance(place, Exception):
+                    raise place
+            if self._first is not None:
+                return self._first
+            if self._connection.stopping.is_set():
                 break
             if waited_s == _PATIENCE_S:
-                tell(f"waiting for a worker to start: {need}")
-        if not ready:
-            raise DeviceError(
-                f"no worker started within {_START_TIMEOUT_S} s: {need}",
-                hint="fewer --threads or --gpus-per-worker fit smaller machines",
-            )
-        first = self._first_words(ready[0])
-        self.provider, self.fallback, self.threads = first.provider, first.fallback, first.threads
-        # The others join when they are ready, on machines perhaps that have yet to be added.
-        for one, words in zip(self._actors, starting, strict=True):
-            words.future().add_done_callback(partial(self._join, one))
+                self._tell(f"waiting for a worker to start: {need}")
+        raise DeviceError(
+            f"no worker started within {_START_TIMEOUT_S} s: {need}",
+            hint="fewer --threads or --gpus-per-worker fit smaller machines",
+        )
 
-    def _first_words(self, words: _RayObject) -> Started:
-        try:
-            started: Started = self._ray.get(words)
-        except self._ray.exceptions.RayError as error:
-            raise _reason(error) from error
-        if started.version != __version__:
-            raise UsageError(
-                f"a worker runs segcli {started.version}, this is {__version__}",
+    def _open(self, actor: "_Actor") -> None:
+        """Has an actor load the model, again where it has died; it joins when it has."""
+        with self._lives:
+            if not self._closed:
+                words = actor.handle.start.remote(self._shipped)
+                words.future().add_done_callback(partial(self._join, actor))
+
+    def _join(self, actor: "_Actor", words: "Future[Started]") -> None:
+        error = words.exception()
+        if error is None and words.result().version != __version__:
+            error = UsageError(
+                f"a worker runs segcli {words.result().version}, this is {__version__}",
                 hint="install one version on every machine of the cluster",
             )
-        return started
+        if error is None:
+            self._first = self._first or words.result()
+            for _ in range(self._in_flight):
+                self._idle.put(_Place(actor, actor.life))
+        elif self._has_died(error):
+            # Ray starts it again; what it is asked before fails.
+            again = threading.Timer(_RESTART_S, self._open, (actor,))
+            again.daemon = True
+            again.start()
+        else:
+            actor.is_out = True
+            if self._first is None or all(one.is_out for one in self._actors):
+                self._idle.put(_reason(error))
+            else:
+                self._tell(f"warning: a worker is left out: {_reason(error)}")
 
-    def _join(self, actor: _RayObject, words: "Future[Started]") -> None:
-        reason = words.exception()
-        for _ in range(self._in_flight):
-            self._idle.put(actor if reason is None else _reason(reason))
+    def _has_died(self, error: BaseException) -> bool:
+        errors = self._ray.exceptions
+        return isinstance(error, errors.RayError) and not isinstance(error, errors.RayTaskError)
 
     def run_images(
         self,
@@ -150,14 +185,14 @@ class RayModel:
             for _ in range(slots):
                 self._idle.put(None)
 
-        works = (
-            partial(self._attempt, group, job, run)
-            for group in in_groups(
-                take(sources, job, claims or Claims(), stdin), max(_GROUP, run.batch_size)
-            )
+        groups = in_groups(
+            take(sources, job, claims or Claims(), stdin),
+            max(_GROUP, run.batch_size),
+            lambda: max(run.batch_size, int(_CALL_S / self._image_s)),
         )
+        works = (partial(self._attempt, group, job, run) for group in groups)
         try:
-            with closing(in_order(works, workers=slots, stopping=stop)) as settled:
+            with contextlib.closing(in_order(works, workers=slots, stopping=stop)) as settled:
                 for outcomes in settled:
                     for outcome in outcomes:
                         yield outcome
@@ -166,32 +201,34 @@ class RayModel:
         finally:
             self.close()
 
-    def _attempt(self, group: Sequence[Item], job: Job, run: RunOptions) -> list[Outcome]:
-        errors = self._ray.exceptions
-        deaths = 0
+    def _attempt(
+        self, group: Sequence[Item], job: Job, run: RunOptions, deaths: int = 0
+    ) -> list[Outcome]:
         while deaths < _MOST_DEATHS:
-            with self._alone if deaths else nullcontext():
-                actor = self._idle.get()
-                if actor is None:  # nobody waits for it any more
+            with self._alone if deaths else contextlib.nullcontext():
+                place = self._next_place()
+                if place is None:  # nobody waits for it any more
                     return []
-                if isinstance(actor, Exception):
-                    self._idle.put(actor)
-                    raise actor
                 try:
                     outcomes: list[Outcome] = self._ray.get(
-                        actor.attempt.remote(group, self._shipped, job, run)
+                        place.actor.handle.attempt.remote(group, self._shipped, job, run)
                     )
-                except errors.RayTaskError as error:
-                    raise _reason(error) from error
-                except errors.RayError:
+                except self._ray.exceptions.RayError as error:
+                    if not self._has_died(error):
+                        raise _reason(error) from error
                     deaths += 1
-                    self._await_restart(actor)
+                    self._give_up(place)
+                    if group[1:]:
+                        break
                 else:
+                    self._idle.put(place)
+                    spent_ms = sum(outcome.elapsed_ms or 0.0 for outcome in outcomes)
+                    self._image_s = max(spent_ms / 1e3 / len(group), 1e-3)
                     return outcomes
-                finally:
-                    self._idle.put(actor)
         if group[1:]:
-            return [outcome for item in group for outcome in self._attempt([item], job, run)]
+            return [
+                outcome for item in group for outcome in self._attempt([item], job, run, deaths)
+            ]
         source = group[0].source
         reason = image_error(
             source,
@@ -202,30 +239,62 @@ class RayModel:
         )
         return [Outcome(source.path, "error", self.card.name, self.provider, error=reason)]
 
-    def _await_restart(self, actor: _RayObject) -> None:
-        """Returns when Ray has started an actor again: what it is given before only fails."""
-        errors = self._ray.exceptions
-        end = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < end:
+    def _next_place(self) -> "_Place | None":
+        while True:
             try:
-                self._ray.get(actor.start.remote(self._shipped))
-            except errors.RayTaskError as error:
-                raise _reason(error) from error
-            except errors.RayError:
-                time.sleep(_RESTART_S)
-            else:
+                place = self._idle.get(timeout=_START_TIMEOUT_S)
+            except Empty:
+                raise DeviceError(
+                    f"no worker has been free for {_START_TIMEOUT_S} s",
+                    hint="'ray status' says what is left of the cluster",
+                ) from None
+            if isinstance(place, Exception):
+                self._idle.put(place)
+                raise place
+            if place is None or place.life == place.actor.life:
+                return place
+
+    def _give_up(self, place: "_Place") -> None:
+        """Takes all places of an actor that has died out of use, until it is there again."""
+        with self._lives:
+            if place.life != place.actor.life:
                 return
+            place.actor.life += 1
+        self._open(place.actor)
 
     def close(self) -> None:
         """Leaves the cluster, which ends the workers."""
+        with self._lives:
+            self._closed = True
+            # Ray gives another session's objects the same names: one that is forgotten then would
+            # take the other with it.
+            self._data.clear()
         self._connection.close()
+
+
+class _Actor:
+    """One of Ray's actors.
+
+    Attributes:
+        handle: Ray's.
+        life: How often it has died.
+        is_out: It cannot work.
+    """
+
+    def __init__(self, handle: _RayObject) -> None:
+        self.handle, self.life, self.is_out = handle, 0, False
+
+
+class _Place(NamedTuple):
+    """Leave to give an actor one more group, as long as it lives."""
+
+    actor: _Actor
+    life: int
 
 
 def _reason(error: BaseException) -> Exception:
     """Returns what segcli itself raised in a worker, else a DeviceError with what Ray says."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, SegcliError):
-        return cause
+    cause = error if isinstance(error, SegcliError) else getattr(error, "cause", None)
     if isinstance(cause, Exception) and not isinstance(cause, ImportError):
         return cause
     reason = str(cause or error).strip().rpartition("\n")[2]

@@ -118,6 +118,8 @@ def check_paths(items: Sequence[Item], folder: str) -> None:
         OutputError: One is relative, and that folder is not here.
     """
     for item in items:
+        if item.error is not None:
+            continue
         sources = (item.source.path,) if item.data is None else ()
         for path in (*sources, *item.targets):
             if is_url(path) or Path(path).is_absolute() or Path.cwd() == Path(folder):

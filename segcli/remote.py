@@ -54,6 +54,7 @@ _CREDENTIALS = {
 _REGION = "set AWS_REGION to the bucket's region"
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 _UNLISTED = "such a folder cannot be listed; name its other keys in a list: --files-from"
 
@@ -247,13 +248,17 @@ def _check_settings() -> None:
     Raises:
         UsageError: The environment names no endpoint, or no region, that can be.
     """
+    for name in (*_ENDPOINTS, *_REGIONS):
+        # As if it were not set, which is how other programs take it.
+        if not os.environ.get(name):
+            os.environ.pop(name, None)
     for name in _ENDPOINTS:
         value = os.environ.get(name)
         if value and not _is_endpoint(value):
             raise UsageError(
                 f"{name} is {value!r}, expected a URL such as https://storage.example.com:9000"
             )
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+    for name in _REGIONS:
         value = os.environ.get(name)
         if value and not re.fullmatch(r"[\w-]+", value, re.ASCII):
             raise UsageError(f"{name} is {value!r}, expected a region such as us-east-1")
@@ -319,7 +324,7 @@ def _explain(error: Exception, url: str) -> tuple[str, str | None]:
     if isinstance(error, FileNotFoundError):
         return "no such object", None
     if invalid := _INVALID.search(text):
-        return f"it holds the key {invalid[1]!r}, which has an empty part, '.' or '..'", _UNLISTED
+        return f"it holds the key {invalid[1]!r}, which obstore does not take", _UNLISTED
     if status is None:
         if "redirect without LOCATION" in text:
             return "the bucket is in another region", _REGION

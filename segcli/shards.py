@@ -4,16 +4,16 @@ import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from os import fsencode
-from pathlib import PurePath
 
 from segcli.errors import UsageError
+from segcli.formats import common_stem
 
 
 @dataclass(frozen=True)
 class Shard:
     """One part of a run.
 
-    Inputs are dealt by a hash of the place that names their output, without the suffix: a file
+    Inputs are dealt by a hash of the place that names their output, without suffixes: a file
     that comes or goes moves no other to another part, and inputs that would write one file meet in
     one part, where that is seen.
 
@@ -31,8 +31,7 @@ class Shard:
         Args:
             relative: Its ``Source.relative``.
         """
-        stem = str(PurePath(relative).with_suffix("")) if PurePath(relative).name else relative
-        digest = blake2b(fsencode(stem), digest_size=8).digest()
+        digest = blake2b(fsencode(common_stem(relative)), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.index
 
 

@@ -15,6 +15,7 @@ from segcli.errors import UsageError
 
 _STORES = ("s3", "gs", "memory")
 _URL = re.compile(r"(s3|gs|memory|https?)://", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 # What S3 and GCS let a bucket be called, now or once.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
@@ -43,6 +44,12 @@ def is_url(path: str) -> bool:
 def is_web(path: str) -> bool:
     """Tells whether a path is an ``http://`` or ``https://`` URL."""
     return _WEB.match(path) is not None
+
+
+def other_scheme(path: str) -> str | None:
+    """Returns the beginning of a URL that is none of those that are read or written, else None."""
+    scheme = _SCHEME.match(path)
+    return None if scheme is None or is_url(path) else scheme[0]
 
 
 def is_url_folder(path: str) -> bool:
@@ -108,14 +115,18 @@ def url_identity(url: str) -> int:
     return ~int.from_bytes(digest, "big")
 
 
-def local_path(path: str) -> str:
-    """Returns the path that a ``file://`` URL names; any other argument as it is.
+def plain_path(path: str) -> str:
+    """Returns the one spelling that a place is known by.
+
+    Of ``file://`` that is the path, of another URL the scheme is in lower case; anything else is as
+    it was.
 
     Raises:
         UsageError: The URL names another host.
     """
     if path[:7].lower() != "file://":
-        return path
+        scheme = _URL.match(path)
+        return path if scheme is None else scheme[0].lower() + path[scheme.end() :]
     start = _FILE.match(path)
     if start is None:
         raise UsageError(

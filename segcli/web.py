@@ -1,12 +1,19 @@
 """Single files behind ``http://`` and ``https://``, read with the standard library."""
 
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from segcli import __version__
 from segcli.errors import ImageMissing
 
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
 _TIMEOUT_S = 30.0
+_BLOCK_BYTES = 1 << 20
+# An answer may have no end. The largest image that is taken has 0.5 GB of pixels.
+_MOST_BYTES = 1 << 30
 _PAUSES_S = (0.2, 1.0)  # before the second and the third attempt
 
 
@@ -14,7 +21,7 @@ def read_web(url: str) -> bytes:
     """Returns what a web server sends for a URL, which is taken as it is, query included.
 
     Raises:
-        ImageMissing: It sends nothing, something else than 200, or less than it said.
+        ImageMissing: It sends nothing, an error status, or less than it said.
     """
     from http.client import HTTPException
     from urllib.error import HTTPError
@@ -27,8 +34,7 @@ def read_web(url: str) -> bytes:
         try:
             request = Request(sent, headers={"User-Agent": f"segcli/{__version__}"})
             with urlopen(request, timeout=_TIMEOUT_S) as answer:
-                data: bytes = answer.read()
-                return data
+                return _read_body(answer)
         except HTTPError as error:
             error.close()
             reason = f"{error.code} {error.reason}"
@@ -44,4 +50,20 @@ def read_web(url: str) -> bytes:
             time.sleep(pause_s)
     if isinstance(reason, OSError):
         reason = reason.strerror or str(reason)
-    raise ImageMissing(f"cannot read {url!r}: {reason}")
+    raise ImageMissing(f"cannot read {url!r}: {' '.join(str(reason).split())}")
+
+
+def _read_body(answer: "HTTPResponse") -> bytes:
+    from http.client import IncompleteRead
+
+    if encoding := answer.headers.get("Content-Encoding"):
+        raise ValueError(f"it comes as {encoding}, which was not asked for")
+    data = bytearray()
+    while block := answer.read(_BLOCK_BYTES):
+        data += block
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it is more than {_MOST_BYTES >> 20} MB")
+    # Only a read without a limit would say so.
+    if answer.length:
+        raise IncompleteRead(bytes(data), answer.length)
+    return bytes(data)

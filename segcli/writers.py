@@ -8,10 +8,9 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from segcli.errors import (
     OutputError,
@@ -19,6 +18,7 @@ from segcli.errors import (
     OutputWriteError,
     UsageError,
 )
+from segcli.formats import NAMING, Format
 from segcli.inputs import (
     DEFAULT_EXTENSIONS,
     STDIN,
@@ -29,42 +29,15 @@ from segcli.inputs import (
     is_input_folder,
     join,
 )
+from segcli.own_png import is_other_png
 from segcli.storage import exists
-from segcli.urls import is_url, is_web, split_url
+from segcli.urls import is_url, is_web, other_scheme, split_url
 
 STDOUT = "-"
 
 # The guard on file descriptor 1 points these at stderr while libraries load.
 _STDOUT_NAMES = (STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
-
-class Format(StrEnum):
-    """What ``-f`` writes for an image."""
-
-    MASK = "mask"
-    COLOR = "color"
-    OVERLAY = "overlay"
-    CUTOUT = "cutout"
-    NPY = "npy"
-    JSON = "json"
-    CONFIDENCE = "confidence"
-
-
-class _Naming(NamedTuple):
-    ending: str  # of a file in an output folder
-    bare_ending: str  # of a file in the current folder, when there is no -o
-    suffixes: tuple[str, ...]  # that ``-o FILE`` may have
-
-
-_NAMING = {
-    Format.MASK: _Naming(".png", ".mask.png", (".png",)),
-    Format.COLOR: _Naming(".color.png", ".color.png", (".png",)),
-    Format.OVERLAY: _Naming(".overlay.jpg", ".overlay.jpg", (".jpg", ".jpeg", ".png")),
-    Format.CUTOUT: _Naming(".cutout.png", ".cutout.png", (".png",)),
-    Format.NPY: _Naming(".npy", ".npy", (".npy",)),
-    Format.JSON: _Naming(".json", ".json", (".json",)),
-    Format.CONFIDENCE: _Naming(".confidence.png", ".confidence.png", (".png",)),
-}
 
 # With one of these -o names a file; without, a folder.
 _FILE_SUFFIXES = frozenset(DEFAULT_EXTENSIONS) | {".gif", ".jp2", ".npy", ".json"}
@@ -105,9 +78,7 @@ class OutputPlan:
                 if source.origin == "list"
                 else None,
             )
-        endings = (
-            _NAMING[f].ending if self.output else _NAMING[f].bare_ending for f in self.formats
-        )
+        endings = (NAMING[f].ending if self.output else NAMING[f].bare_ending for f in self.formats)
         stem = str(place).removesuffix(place.suffix)
         return tuple(join(self.output, stem + ending) for ending in endings)
 
@@ -141,8 +112,14 @@ def plan_output(
         return OutputPlan("folder", "", formats)
     if not output:
         raise UsageError("-o is empty", hint="'-o .' names the current folder")
+    if "\0" in output:
+        raise UsageError(f"-o {output!r} is no file name")
     if is_url(output):
         _check_address(output)
+    elif scheme := other_scheme(output):
+        raise UsageError(
+            f"-o {output!r}: nothing is written to {scheme}", hint="s3:// and gs:// are written"
+        )
     if output in _STDOUT_NAMES:
         _check_single(output, formats, single)
         return OutputPlan("stdout", STDOUT, formats)
@@ -199,7 +176,7 @@ def _check_single(output: str, formats: tuple[Format, ...], single: bool) -> Non
 
 
 def _check_suffix(output: str, format_: Format) -> None:
-    suffix, fitting = Path(output).suffix.lower(), _NAMING[format_].suffixes
+    suffix, fitting = Path(output).suffix.lower(), NAMING[format_].suffixes
     if suffix in _FILE_SUFFIXES and suffix not in fitting:
         raise UsageError(
             f"the format {format_} cannot be written to {output!r}, "
@@ -207,7 +184,7 @@ def _check_suffix(output: str, format_: Format) -> None:
             hint=next(
                 (
                     f"-f {other} writes {suffix}"
-                    for other, n in _NAMING.items()
+                    for other, n in NAMING.items()
                     if suffix in n.suffixes
                 ),
                 None,
@@ -295,6 +272,23 @@ def check_folders(plan: OutputPlan) -> None:
             # Another process may have written into it by now.
             with contextlib.suppress(OSError):
                 place.rmdir()
+
+
+def refuse_pictures(source: Source, targets: Sequence[str]) -> None:
+    """Keeps an image from being written over that comes later in the list of a run.
+
+    The list is not known to its end; files of a command line and of folders are.
+
+    Raises:
+        OutputWriteError: One of the targets of a list's source is a PNG of somebody else's.
+    """
+    for target in targets if source.origin == "list" else ():
+        if not is_url(target) and is_other_png(target):
+            raise OutputWriteError(
+                f"{target!r} is there and segcli did not write it: it is not replaced, as it may "
+                "be an image of the list",
+                hint="name another folder with -o, or remove it",
+            )
 
 
 def all_exist(targets: Sequence[str]) -> bool:

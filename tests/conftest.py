@@ -73,7 +73,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     """No test sees the user's cache, model, credentials or terminal settings."""
     for name in list(os.environ):
         # GITHUB_ACTIONS makes Typer force a terminal in its help.
-        if name.startswith(("SEGCLI_", "AWS_", "GOOGLE_")) or name in (
+        if name.startswith(("SEGCLI_", "AWS_", "GOOGLE_", "RAY_")) or name in (
             "GITHUB_ACTIONS",
             "FORCE_COLOR",
         ):

@@ -23,6 +23,7 @@ GROUPS = (
         "urls",
         "own_png",
         "shards",
+        "formats",
     },
     {
         "store",

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -5,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcli.atomic import write_atomic
-from segcli.claims import Claims, SortedClaims, open_claims
-from segcli.errors import OutputCollision, OutputError, OutputWriteError, UsageError
+from segcli.claims import Claims, SortedClaims, claim_targets, open_claims
+from segcli.errors import ImageMissing, OutputCollision, OutputError, OutputWriteError, UsageError
+from segcli.formats import Format
 from segcli.inputs import Source, open_sources
-from segcli.writers import Format, OutputPlan, plan_output
+from segcli.writers import OutputPlan, plan_output
 
 MASK = (Format.MASK,)
 ALL = tuple(Format)
@@ -133,6 +135,29 @@ def test_sorted_claims_refuse_what_claims_refuse(places):
             except OutputCollision as error:
                 said.append(str(error))
         assert said[0] == said[1]
+
+
+def test_frames_of_a_film_are_forgotten():
+    claims, plan = SortedClaims(), OutputPlan("folder", "s3://b/out", ALL)
+    tracemalloc.start()
+    try:
+        for i in range(3000):
+            source = named(f"s3://b/in/shot.{i:06}.jpg", f"shot.{i:06}.jpg")
+            claims.claim(source, plan.targets(source))
+            if i == 100:
+                before, _ = tracemalloc.get_traced_memory()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Remembered, they would take a megabyte.
+    assert after - before < 100_000
+
+
+def test_names_that_no_file_can_have():
+    plan = OutputPlan("folder", "out", MASK)
+    for source in (named("http://h/%00.jpg", "\0.jpg"), named("s3://", "")):
+        with pytest.raises(ImageMissing, match=r"is no file name|is no URL"):
+            claim_targets(source, plan, Claims())
 
 
 def test_only_one_folder_of_a_store_is_sorted():

@@ -116,16 +116,24 @@ def test_a_source_that_waits_for_ever_does_not_keep_back_an_interrupt():
 
 class TestGroups:
     def test_all_of_them_in_order(self):
-        groups = list(in_groups(range(1000), 8))
+        groups = list(in_groups(range(1000), 8, lambda: 8))
         assert [item for group in groups for item in group] == list(range(1000))
         assert max(map(len, groups)) <= 8
 
     def test_a_slow_reader_gets_full_groups(self):
         groups = []
-        for group in in_groups(range(64), 8):
+        for group in in_groups(range(64), 8, lambda: 8):
             time.sleep(0.02)
             groups.append(len(group))
         assert groups.count(8) >= 6
+
+    def test_the_length_is_asked_for_before_each(self):
+        wanted = iter([1, 3, 0, 20, 2])
+        found = []
+        for group in in_groups(range(13), 8, lambda: next(wanted)):
+            time.sleep(0.05)
+            found.append(len(group))
+        assert found == [1, 3, 1, 8]
 
     def test_nothing_waits_for_what_is_not_there(self):
         more = threading.Event()
@@ -136,7 +144,7 @@ class TestGroups:
             more.wait(60)
             yield 3
 
-        groups = in_groups(slow(), 8)
+        groups = in_groups(slow(), 8, lambda: 8)
         found = next(groups)
         while len(found) < 2:
             found += next(groups)
@@ -145,7 +153,7 @@ class TestGroups:
         assert list(groups) == [[3]]
 
     def test_nothing(self):
-        assert list(in_groups([], 8)) == []
+        assert list(in_groups([], 8, lambda: 8)) == []
 
     def test_what_the_source_raises_comes_after_its_items(self):
         def failing():
@@ -153,7 +161,7 @@ class TestGroups:
             raise ValueError("damaged")
 
         found = []
-        groups = in_groups(failing(), 2)
+        groups = in_groups(failing(), 2, lambda: 2)
         with pytest.raises(ValueError, match="damaged"):
             found.extend(item for group in groups for item in group)
         assert found == [0, 1, 2]
@@ -166,7 +174,7 @@ class TestGroups:
                 taken.append(i)
                 yield i
 
-        groups = in_groups(counted(), 4)
+        groups = in_groups(counted(), 4, lambda: 4)
         next(groups)
         time.sleep(0.2)
         assert len(taken) <= 4 * 3 + 1

@@ -9,12 +9,13 @@ import pytest
 
 from segcli import image_io, jobs, storage
 from segcli.errors import ImageDecodeError
+from segcli.formats import Format
 from segcli.inputs import Source
 from segcli.jobs import ClassifyJob, SegmentJob
 from segcli.model import Model
 from segcli.pipeline import run_images
 from segcli.reading import RunOptions
-from segcli.writers import Format, OutputPlan
+from segcli.writers import OutputPlan
 
 WORKERS = 3
 # Under way per worker, and one read to see that there is more.

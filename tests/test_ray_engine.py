@@ -3,16 +3,19 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from segcli import __version__, ray_engine
 from segcli.errors import DeviceError, UsageError
-from segcli.inputs import open_sources
+from segcli.inputs import Source, open_sources
 from segcli.jobs import ClassifyJob
 from segcli.onnx_file import read_card
 from segcli.ray_cluster import RayOptions
 from segcli.ray_engine import RayModel
+from segcli.ray_worker import Worker
 from segcli.reading import RunOptions
 
 
@@ -22,6 +25,11 @@ def test_without_ray(tiny_model, monkeypatch):
     with pytest.raises(UsageError, match="which is not installed") as failed:
         RayModel(path, read_card(path), RayOptions(), print)
     assert failed.value.hint == "pip install 'segcli[ray]'"
+
+
+def classify(model, names):
+    sources = open_sources(names, stdin=io.BytesIO())
+    return list(model.run_images(sources, ClassifyJob(1), RunOptions(), stdin=io.BytesIO()))
 
 
 class TestCluster:
@@ -73,4 +81,83 @@ class TestCluster:
         assert outcomes[5].error.code == "inference"
         assert "'bad.png': its worker died 3 times" in str(outcomes[5].error)
         assert outcomes[6].provider == "CPUExecutionProvider"
-        assert Path("5.png").exists() is False
+
+    def test_a_worker_that_dies_while_it_loads_the_model_is_started_again(
+        self, tiny_model, picture, monkeypatch
+    ):
+        class Dying(Worker):
+            def start(self, shipped):
+                try:
+                    Path("died").touch(exist_ok=False)
+                except FileExistsError:
+                    return super().start(shipped)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(ray_engine, "Worker", Dying)
+        picture("a.png")
+        path = tiny_model(task="classification", palette=())
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
+        outcomes = classify(model, ["a.png"])
+        assert [o.status for o in outcomes] == ["ok"]
+        assert Path("died").is_file()
+
+    def test_a_late_worker_of_another_version_is_left_out(self, tiny_model, picture, monkeypatch):
+        class Mixed(Worker):
+            def start(self, shipped):
+                started = super().start(shipped)
+                try:
+                    Path("first").touch(exist_ok=False)
+                except FileExistsError:
+                    return started._replace(version="0.0.1")
+                return started
+
+        monkeypatch.setattr(ray_engine, "Worker", Mixed)
+        path, told = tiny_model(task="classification", palette=()), []
+        model = RayModel(path, read_card(path), RayOptions(workers=2, threads=1), told.append)
+
+        def names():
+            deadline = time.monotonic() + 60
+            yield "a.png"
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.01)
+                yield "a.png"
+
+        picture("a.png")
+        sources = (Source(name, name, "list") for name in names())
+        outcomes = list(model.run_images(sources, ClassifyJob(1), RunOptions(), stdin=io.BytesIO()))
+        assert {o.status for o in outcomes} == {"ok"}
+        assert told == [
+            f"warning: a worker is left out: a worker runs segcli 0.0.1, this is {__version__}"
+        ]
+
+    def test_a_run_without_workers_is_stopped_at_once(self, tiny_model, picture, monkeypatch):
+        class Gone(Worker):
+            def start(self, shipped):
+                if Path("started").exists():
+                    time.sleep(100)
+                Path("started").touch()
+                return super().start(shipped)
+
+            def attempt(self, *args):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        class Alarm(Exception):
+            pass
+
+        def ring(number, frame):
+            raise Alarm
+
+        monkeypatch.setattr(ray_engine, "Worker", Gone)
+        picture("a.png")
+        path = tiny_model(task="classification", palette=())
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
+        handler = signal.signal(signal.SIGALRM, ring)
+        start = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 4)
+        try:
+            with pytest.raises(Alarm):
+                classify(model, ["a.png"] * 3)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+        assert 4 <= time.monotonic() - start < 30

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from segcli.errors import OutputError
+from segcli.errors import ImageMissing, OutputError
 from segcli.inputs import Source
 from segcli.pipeline import Item
 from segcli.ray_worker import check_paths
@@ -19,6 +19,7 @@ def item(path, *targets, data=None):
         item("s3://bucket/a.jpg", "s3://bucket/a.png"),
         item("https://example.org/a.jpg"),
         item("-", "/masks/a.png", data=b"bytes that came along"),
+        Item(Source("", "", "list"), error=ImageMissing("an entry of the list is no file name")),
     ],
 )
 def test_paths_that_mean_the_same_everywhere(given):

@@ -193,6 +193,13 @@ def test_settings_that_cannot_be(bucket, monkeypatch, capfd, name, value):
     assert capfd.readouterr() == ("", "")
 
 
+def test_empty_settings_are_none(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "")
+    put_object(f"{bucket.url}/a", b"data")
+    assert bucket.get("a") == b"data"
+
+
 def test_profiles_of_boto3(bucket, monkeypatch, tmp_path):
     pytest.importorskip("boto3")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

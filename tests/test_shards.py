@@ -42,6 +42,8 @@ def test_inputs_that_would_write_one_file_meet():
     for i in range(100):
         for shard in (Shard(j, 7) for j in range(7)):
             assert shard.holds(f"a/{i}.jpg") == shard.holds(f"a/{i}.png")
+            # As a mask, and in color.
+            assert shard.holds(f"a/{i}.color.jpg") == shard.holds(f"a/{i}.jpg")
 
 
 def test_parts_are_about_equal():

@@ -11,7 +11,7 @@ from segcli.urls import (
     is_url_folder,
     is_web,
     join_url,
-    local_path,
+    plain_path,
     split_url,
     url_identity,
     url_name,
@@ -100,14 +100,17 @@ def test_identities_are_no_files():
         ("FILE://localhost/a", b"/a"),
         ("file:///caf%E9.jpg", b"/caf\xe9.jpg"),
         ("a%20b.jpg", b"a%20b.jpg"),
-        ("s3://b/a", b"s3://b/a"),
+        ("s3://b/A", b"s3://b/A"),
+        ("S3://b/A", b"s3://b/A"),
+        ("HTTPS://h/A?B", b"https://h/A?B"),
+        ("S3:/b", b"S3:/b"),
     ],
 )
 def test_file_urls(url, path):
-    assert os.fsencode(local_path(url)) == path
+    assert os.fsencode(plain_path(url)) == path
 
 
 @pytest.mark.parametrize("url", ["file://host/a.jpg", "file://a.jpg"])
 def test_file_urls_of_other_hosts(url):
     with pytest.raises(UsageError, match="names another host"):
-        local_path(url)
+        plain_path(url)

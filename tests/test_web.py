@@ -42,3 +42,14 @@ def test_an_answer_that_is_cut_short(http_server):
 def test_no_server(url):
     with pytest.raises(ImageMissing, match="cannot read "):
         read_web(url)
+
+
+def test_an_answer_without_end(http_server, monkeypatch):
+    monkeypatch.setattr(web, "_MOST_BYTES", 3 << 20)
+    monkeypatch.setattr(web, "_BLOCK_BYTES", 1 << 16)
+    server = http_server(lambda method, path: (200, bytes(8 << 20)))
+    with pytest.raises(ImageMissing, match=r"a.jpg': it is more than 3 MB"):
+        read_web(f"{server.url}/a.jpg")
+    assert len(server.asked) == 1
+    monkeypatch.setattr(web, "_MOST_BYTES", 8 << 20)
+    assert read_web(f"{server.url}/a.jpg") == bytes(8 << 20)

@@ -10,9 +10,9 @@ from segcli.errors import (
     OutputWriteError,
     UsageError,
 )
+from segcli.formats import Format
 from segcli.inputs import Source
 from segcli.writers import (
-    Format,
     OutputPlan,
     all_exist,
     check_place,

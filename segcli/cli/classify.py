@@ -113,7 +113,7 @@ def classify(
             sources = open_sources(args, **walk, **part)  # type: ignore[arg-type]
             raise typer.Exit(run.dry_run(sources, None, out, talk, end=end))
         has_list = files_from is not None or files0_from is not None
-        loaded, workers = run.open_engine(
+        with run.open_engine(
             *(ray, name, "classification", names, talk),
             device=device,
             workers=workers,
@@ -122,37 +122,37 @@ def classify(
             distant=any(map(is_url, args)),
             offline=offline,
             wait=has_list or STDIN in args,
-        )
-        from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.jobs import ClassifyJob
-        from segcli.reading import RunOptions
+        ) as (loaded, workers):
+            from segcli.image_io import DEFAULT_MAX_PIXELS
+            from segcli.jobs import ClassifyJob
+            from segcli.reading import RunOptions
 
-        outcomes = run.run_images(
-            loaded,
-            open_sources(args, **walk, **part),  # type: ignore[arg-type]
-            ClassifyJob(top_k),
-            RunOptions(
-                workers=workers,
-                batch_size=batch_size,
-                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
-                allow_truncated=allow_truncated,
-                fail_fast=fail_fast,
-                small=report is not None,
-                fast_decode=fast_decode,
-            ),
-            stdin=sys.stdin.buffer,
-        )
-        with run.open_page(report, "classify", loaded) as page:
-            code = run.report(
-                outcomes,
-                out,
-                talk,
-                records=records,
-                timing=timing,
-                model=loaded,
-                text=_text_writer(out, end, as_csv=as_csv),
-                page=page,
+            outcomes = run.run_images(
+                loaded,
+                open_sources(args, **walk, **part),  # type: ignore[arg-type]
+                ClassifyJob(top_k),
+                RunOptions(
+                    workers=workers,
+                    batch_size=batch_size,
+                    max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                    allow_truncated=allow_truncated,
+                    fail_fast=fail_fast,
+                    small=report is not None,
+                    fast_decode=fast_decode,
+                ),
+                stdin=sys.stdin.buffer,
             )
+            with run.open_page(report, "classify", loaded) as page:
+                code = run.report(
+                    outcomes,
+                    out,
+                    talk,
+                    records=records,
+                    timing=timing,
+                    model=loaded,
+                    text=_text_writer(out, end, as_csv=as_csv),
+                    page=page,
+                )
     raise typer.Exit(code)
 
 

@@ -134,8 +134,9 @@ def embed(
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
     ray = run.parse_engine(engine, ray_address, gpus_per_worker, args)
     has_list = files_from is not None or files0_from is not None
-    with console.results() as out:
-        loaded, workers = run.open_engine(
+    with (
+        console.results() as out,
+        run.open_engine(
             *(ray, model, "features", run.open_registry(registry), talk),
             device=device,
             workers=workers,
@@ -144,7 +145,8 @@ def embed(
             distant=any(map(is_url, args)),
             offline=offline,
             wait=has_list or STDIN in args,
-        )
+        ) as (loaded, workers),
+    ):
         from segcli.array_file import Rows
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.jobs import EmbedJob

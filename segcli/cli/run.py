@@ -1,4 +1,4 @@
-"""What ``segment`` and ``classify`` share: opening a model, and telling Outcomes to the streams."""
+"""What the commands share that run images: opening a model, telling Outcomes to the streams."""
 
 import contextlib
 import math
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 from segcli.claims import Claims
 from segcli.cli.console import Results, Talk
-from segcli.errors import ExitCode, ImageError, ImageMissing, UsageError
+from segcli.errors import ExitCode, ImageError, ImageMissing, SegcliError, UsageError
 from segcli.inputs import exists
 from segcli.registry import Registry, load_registry
-from segcli.urls import is_url, local_path
+from segcli.urls import is_url, plain_path
 from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 Engine: TypeAlias = "Model | RayModel"
 
 Records = Literal["text", "json", "jsonl"]
-
-# So that many cores run several images at once: the cores of one wait for each other between
-# operators. Not measured beyond two cores.
-_MOST_THREADS = 4
-
-# Workers a core where images come over a network: at 80 ms a GET two cores did 16 images a second
-# with one each, 29 with two or four (SegFormer-B0).
-DISTANT = 4
 
 _COMMANDS = {"segmentation": "segment", "classification": "classify", "features": "embed"}
 
@@ -146,6 +138,7 @@ def parse_engine(
     return RayOptions(address=address or os.environ.get("RAY_ADDRESS"), gpus=gpus or 0.0)
 
 
+@contextlib.contextmanager
 def open_engine(
     ray: "RayOptions | None",
     name: str,
@@ -160,8 +153,10 @@ def open_engine(
     distant: bool,
     offline: bool,
     wait: bool,
-) -> tuple["Engine", int]:
-    """Returns a model in this process or on a cluster, and how many threads of this process run it.
+) -> Iterator[tuple["Engine", int]]:
+    """Yields a model in this process or on a cluster, and how many threads of this process run it.
+
+    A cluster is left at the end.
 
     Args:
         ray: As ``parse_engine`` gives it.
@@ -187,7 +182,9 @@ def open_engine(
 
         path, card = _obtain(name, task, registry, talk, offline=offline)
         where = replace(ray, workers=workers, threads=threads, device=device, distant=distant)
-        return RayModel(path, card, where, talk.note), 1
+        with contextlib.closing(RayModel(path, card, where, talk.note)) as loaded:
+            yield loaded, 1
+        return
     workers, threads = default_workers(workers, threads, single=single, distant=distant)
     model = open_model(
         *(name, task, registry, talk),
@@ -197,7 +194,7 @@ def open_engine(
         offline=offline,
         wait=wait,
     )
-    return model, workers
+    yield model, workers
 
 
 def run_images(
@@ -238,7 +235,7 @@ def find_model(name: str, task: "Task | None", registry: Registry) -> Path | Non
     from segcli.store import on_hand
 
     refuse_url("-m", name)
-    path = on_hand(local_path(name), registry)
+    path = on_hand(plain_path(name), registry)
     if path is None:
         found = registry.get(name).task
         # Before anything is fetched.
@@ -262,7 +259,7 @@ def local_file(option: str, path: str | None) -> str | None:
     if path is None:
         return None
     refuse_url(option, path)
-    return local_path(path)
+    return plain_path(path)
 
 
 def announce(model: "Engine", talk: Talk) -> None:
@@ -301,7 +298,7 @@ def default_workers(
     Raises:
         UsageError: More threads were asked for than the machine has cores.
     """
-    from segcli.session import usable_cores
+    from segcli.session import DISTANT, MOST_THREADS, usable_cores
 
     cores = usable_cores()
     # ONNX Runtime starts as many as it is told, and a thousand of them do nothing but wait.
@@ -310,7 +307,7 @@ def default_workers(
         raise UsageError(f"--threads {threads} is more than the {most} cores of this machine")
     if workers is None:
         workers = 1 if single else cores * (DISTANT if distant else 1)
-    return workers, threads or (cores if workers == 1 else min(cores, _MOST_THREADS))
+    return workers, threads or (cores if workers == 1 else min(cores, MOST_THREADS))
 
 
 def dry_run(
@@ -336,7 +333,7 @@ def dry_run(
         try:
             targets = plan(source) if plan else ()
             listed = source.origin == "folder" and is_url(source.path)
-            if source.origin != "stdin" and not listed and not exists(source.path):
+            if source.origin != "stdin" and not listed and not exists(source.path, ImageMissing):
                 raise ImageMissing(f"cannot read {source.path!r}: no such file")
         except ImageError as error:
             failed = True
@@ -382,7 +379,7 @@ def report(
     start = time.perf_counter()
     counts = {"ok": 0, "skipped": 0, "error": 0}
     with _progress(talk, out, total) as advance:
-        for outcome in outcomes:
+        for outcome in _told_to(page, outcomes, counts):
             if not any(counts.values()):
                 announce(model, talk)
             counts[outcome.status] += 1
@@ -458,6 +455,18 @@ def check_page(path: str | None) -> str | None:
     check_folders(plan)
     refuse_other_content(path, (PAGE_START,), "a report")
     return path
+
+
+def _told_to(
+    page: "Report | None", outcomes: Iterable["Outcome"], counts: dict[str, int]
+) -> Iterator["Outcome"]:
+    """Yields outcomes; what ends them early is told to the page, which is written all the same."""
+    try:
+        yield from outcomes
+    except SegcliError as error:
+        if page is not None and any(counts.values()):
+            page.close({**counts, "ended early": str(error)})
+        raise
 
 
 def _add_to_page(page: "Report", outcome: "Outcome", *, timing: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 from segcli.claims import claim_targets, open_claims
 from segcli.cli import options as o
 from segcli.errors import UsageError
+from segcli.formats import Format
 from segcli.inputs import (
     DEFAULT_EXTENSIONS,
     STDIN,
@@ -19,15 +20,15 @@ from segcli.inputs import (
     resolve_arguments,
 )
 from segcli.shards import parse_shard
-from segcli.urls import is_url, is_url_folder, local_path
+from segcli.urls import is_url, is_url_folder, plain_path
 from segcli.writers import (
-    Format,
     OutputPlan,
     all_exist,
     check_folders,
     check_place,
     plan_output,
     refuse_existing,
+    refuse_pictures,
 )
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def segment(
     from segcli.protocol import parse_protocol
 
     args = resolve_arguments(inputs or [])
-    output = None if output is None else local_path(output)
+    output = None if output is None else plain_path(output)
     talk = console.Talk(quiet=quiet, verbose=verbose)
     records = run.records_of(json=as_json, jsonl=as_jsonl)
     if not 0 <= opacity <= 1:
@@ -191,11 +192,11 @@ def segment(
     lists = {
         "files_from": files_from,
         "files0_from": files0_from,
-        "root": None if root is None else local_path(root),
+        "root": None if root is None else plain_path(root),
     }
     check_arguments(args, **walk, **lists, remote=True)  # type: ignore[arg-type]
-    part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
     claims = open_claims(args, plan, has_list=has_list)
+    part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
     # Folders of a store are listed once, while the run goes on.
     known_now = [arg for arg in args if not is_url_folder(arg)]
     named = claims.check(
@@ -212,6 +213,8 @@ def segment(
                 found = claim_targets(source, plan, claims)
                 if no_clobber:
                     refuse_existing(found)
+                elif not skip_existing:
+                    refuse_pictures(source, found)
                 return () if skip_existing and all_exist(found) else found
 
             sources = open_sources(args, **walk, **lists, **part)  # type: ignore[arg-type]
@@ -221,7 +224,7 @@ def segment(
                 "the output is an image and stdout is a terminal", hint="redirect it or use -o FILE"
             )
         single = len(args) == 1 and plan.kind != "folder" and not has_list
-        loaded, workers = run.open_engine(
+        with run.open_engine(
             *(ray, model, "segmentation", known, talk),
             device=device,
             workers=workers,
@@ -230,62 +233,62 @@ def segment(
             distant=any(map(is_url, (*args, root or "", plan.output))),
             offline=offline,
             wait=has_list or STDIN in args,
-        )
-        from segcli.encode import Style
-        from segcli.image_io import DEFAULT_MAX_PIXELS
-        from segcli.jobs import SegmentJob
-        from segcli.reading import RunOptions
+        ) as (loaded, workers):
+            from segcli.encode import Style
+            from segcli.image_io import DEFAULT_MAX_PIXELS
+            from segcli.jobs import SegmentJob
+            from segcli.reading import RunOptions
 
-        check_folders(plan)
-        palette = choose_palette(loaded.card, safe=safe_colors)
-        # Records go to stdout as well; a picture between them would break them.
-        shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
-        outcomes = run.run_images(
-            loaded,
-            open_sources(args, **walk, **lists, **part),  # type: ignore[arg-type]
-            SegmentJob(
-                plan=plan,
-                style=Style(
-                    opacity=opacity,
-                    visible=None if classes is None else parse_classes(classes, loaded.card),
-                    legend=legend,
-                    contours=contours,
-                    names=names,
-                    polygons=polygons,
-                    viridis=viridis,
-                    palette=palette if safe_colors else None,
+            check_folders(plan)
+            palette = choose_palette(loaded.card, safe=safe_colors)
+            # Records go to stdout as well; a picture between them would break them.
+            shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
+            outcomes = run.run_images(
+                loaded,
+                open_sources(args, **walk, **lists, **part),  # type: ignore[arg-type]
+                SegmentJob(
+                    plan=plan,
+                    style=Style(
+                        opacity=opacity,
+                        visible=None if classes is None else parse_classes(classes, loaded.card),
+                        legend=legend,
+                        contours=contours,
+                        names=names,
+                        polygons=polygons,
+                        viridis=viridis,
+                        palette=palette if safe_colors else None,
+                    ),
+                    map_size=map_size,
+                    preview_columns=PREVIEW_COLUMNS if shown else 0,
+                    skip_existing=skip_existing,
+                    no_clobber=no_clobber,
+                    write_stdout=out.write if plan.kind == "stdout" else None,
                 ),
-                map_size=map_size,
-                preview_columns=PREVIEW_COLUMNS if shown else 0,
-                skip_existing=skip_existing,
-                no_clobber=no_clobber,
-                write_stdout=out.write if plan.kind == "stdout" else None,
-            ),
-            RunOptions(
-                workers=workers,
-                batch_size=batch_size,
-                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
-                allow_truncated=allow_truncated,
-                fail_fast=fail_fast,
-                protocol=protocol,
-                small=report is not None,
-                fast_decode=fast_decode,
-            ),
-            claims=claims,
-            stdin=sys.stdin.buffer,
-        )
-        with run.open_page(report, "segment", loaded) as page:
-            code = run.report(
-                outcomes,
-                out,
-                talk,
-                records=records,
-                timing=timing,
-                model=loaded,
-                text=_text_writer(out, plan, end, palette if single else None),
-                total=None if has_list or known_now != args else named,
-                page=page,
+                RunOptions(
+                    workers=workers,
+                    batch_size=batch_size,
+                    max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                    allow_truncated=allow_truncated,
+                    fail_fast=fail_fast,
+                    protocol=protocol,
+                    small=report is not None,
+                    fast_decode=fast_decode,
+                ),
+                claims=claims,
+                stdin=sys.stdin.buffer,
             )
+            with run.open_page(report, "segment", loaded) as page:
+                code = run.report(
+                    outcomes,
+                    out,
+                    talk,
+                    records=records,
+                    timing=timing,
+                    model=loaded,
+                    text=_text_writer(out, plan, end, palette if single else None),
+                    total=None if has_list or known_now != args else named,
+                    page=page,
+                )
     raise typer.Exit(code)
 
 

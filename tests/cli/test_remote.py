@@ -206,6 +206,9 @@ def test_classify(segcli, tiny_model, tree):
         (["{}/none/", "-o", "out"], 2, "holds no image"),
         (["{}/none.jpg", "-o", "out"], 2, "no such file or folder: 's3://.*/none.jpg'"),
         (["{}empty", "-o", "out"], 2, "cannot list 's3://.*empty/': no such bucket"),
+        (["in/a.png", "-o", "az://box/out/"], 2, "nothing is written to az://\nhint: s3:// and gs"),
+        (["in/a.png", "-o", "file:///%00/"], 2, "is no file name"),
+        (["{}/in/", "-o", "S3{}/in/"], 2, "is the input folder"),
         (["ftp://host/a.jpg", "-o", "out"], 2, "no such file .*\nhint: of URLs, s3, gs"),
         (["{}", "-o", "out"], 2, "its subfolders do\nhint: -r"),
         (["{}/in/"], 2, "needs -o"),
@@ -216,13 +219,14 @@ def test_classify(segcli, tiny_model, tree):
         (["in/a.png", "-o", "{}/x.jpg"], 2, "mask cannot be written to"),
         (["in/a.png", "-o", "o/", "--report", "{}/r.html"], 2, "--report '.*' is a URL"),
         (["in/a.png", "-o", "o/", "-m", "{}/m.onnx"], 2, "-m '.*' is a URL"),
-        (["--files-from", "{}/list", "-o", "o/"], 2, "no such list file"),
+        (["--files-from", "{}/list", "-o", "o/"], 2, "the list .* is a URL, expected a file"),
         (["file://host/a.png", "-o", "o/"], 2, "names another host"),
     ],
 )
 def test_what_cannot_be(segcli, tiny_model, tree, args, code, message):
     model = [] if "-m" in args else ["-m", tiny_model()]
-    ran = segcli("segment", *model, *(arg.format(tree.url) for arg in args))
+    args = [arg.format(tree.url).replace("S3s3", "S3") for arg in args]
+    ran = segcli("segment", *model, *args)
     assert ran.code == code
     assert re.search(message, ran.err), ran.err
     assert len([line for line in ran.err.splitlines() if "error:" in line]) == 1
@@ -294,6 +298,39 @@ def test_an_empty_bucket_holds_no_image(seg, bucket):
     for url in (bucket.url, bucket.url + "/"):
         ran = seg(url, "-o", "out")
         assert (ran.code, "holds no image" in ran.err) == (2, True)
+
+
+def test_a_listing_that_fails_late_leaves_its_report(seg, tree):
+    tree.put("in/zz//a.png", b"")
+    # The first page is worked on before the second is asked for.
+    for i in range(1000):
+        tree.put(f"in/n{i:04}.txt", b"")
+    ran = seg(f"{tree.url}/in/", "-o", "out", "--report", "r.html", "--jsonl")
+    assert ran.code == 2
+    assert "it holds the key 'in/zz//a.png'" in ran.err
+    assert len(records(ran.out)) == 3
+    page = Path("r.html").read_text("utf-8")
+    assert "in/a.png" in page
+    assert "Ended early" in page
+
+
+def test_a_list_by_file_url_and_odd_entries(seg, tree, tmp_path):
+    lines = [
+        "http://127.0.0.1:1/%00.jpg",
+        "s3://",
+        f"{tree.url}/in/a//b.png",
+        f"{tree.url}/in/a.png",
+    ]
+    Path("list").write_text("\n".join(lines))
+    args = ("--files-from", (tmp_path / "list").as_uri(), "-o", "out/")
+    ran = seg(*args, "--jsonl")
+    assert ran.code == 1
+    codes = [record.get("error", {}).get("code") for record in records(ran.out)]
+    assert codes == ["missing", "missing", "missing", None]
+    planned = seg(*args, "--dry-run")
+    assert planned.code == 1
+    assert planned.out == f"{tree.url}/in/a.png -> out/a.png\n"
+    assert planned.err.count("error:") == 3
 
 
 def test_folders_in_a_list_are_missing(seg, tree):

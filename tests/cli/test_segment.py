@@ -706,3 +706,37 @@ def test_opacity_that_is_no_number(seg, picture):
     ran = seg(picture(), "-o", "x.png", "-f", "overlay", "--opacity", "nan")
     assert ran.code == 2
     assert "--opacity nan" in ran.err
+
+
+def test_a_list_does_not_write_over_what_it_may_name_later(segcli, tiny, picture):
+    picture("in/a.jpg.png").rename("in/a.jpg")
+    photo = picture("in/a.png", (20, 6)).read_bytes()
+    args = ("segment", "-m", tiny, "--files-from", "-", "--root", "in")
+    ran = segcli(*args, "-o", "in/", "--jsonl", stdin=b"in/a.jpg\nin/a.png\n")
+    assert Path("in/a.png").read_bytes() == photo
+    records = [json.loads(line) for line in ran.out.splitlines()]
+    assert records[0]["error"]["code"] == "write"
+    assert "segcli did not write it" in records[0]["error"]["message"]
+    planned = segcli(*args, "-o", "in/", "--dry-run", stdin=b"in/a.jpg\n")
+    assert (planned.code, planned.out) == (1, "")
+    # What it wrote itself is replaced, whatever the format.
+    formats = [part for name in ("mask", "color", "cutout", "confidence") for part in ("-f", name)]
+    for _ in range(2):
+        ran = segcli(
+            *(*args, "-o", "out/", *formats, "--classes", "0", "--jsonl"), stdin=b"in/a.jpg\n"
+        )
+        assert ran.code == 0, ran.out
+
+
+def test_a_shard_does_not_write_over_an_input_of_another(segcli, tiny, picture):
+    for i in range(8):
+        picture(f"in/{i}.jpg.png").rename(f"in/{i}.jpg")
+    photos = {f"in/x/{i}.png": picture(f"in/x/{i}.png", (20, 6)).read_bytes() for i in range(8)}
+    listing = "\n".join([*(f"in/{i}.jpg" for i in range(8)), *photos]).encode()
+    args = ("segment", "-m", tiny, "--files-from", "-", "--root", "in", "-o", "in/x", "--jsonl")
+    codes = []
+    for part in ("1/2", "2/2"):
+        ran = segcli(*args, "--shard", part, stdin=listing)
+        codes += [json.loads(line).get("error", {}).get("code") for line in ran.out.splitlines()]
+        assert {name: Path(name).read_bytes() for name in photos} == photos
+    assert sorted(codes, key=str) == [None] * 8 + ["write"] * 8
