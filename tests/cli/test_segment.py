@@ -739,4 +739,6 @@ def test_a_shard_does_not_write_over_an_input_of_another(segcli, tiny, picture):
         ran = segcli(*args, "--shard", part, stdin=listing)
         codes += [json.loads(line).get("error", {}).get("code") for line in ran.out.splitlines()]
         assert {name: Path(name).read_bytes() for name in photos} == photos
-    assert sorted(codes, key=str) == [None] * 8 + ["write"] * 8
+    # Of those in one part the photo is taken for the other's output.
+    assert (len(codes), codes.count("write")) == (16, 8)
+    assert set(codes) <= {"write", "collision", None}
