@@ -61,7 +61,7 @@ class Job(Protocol):
         """Tells whether an image is to be left because its files are there.
 
         Raises:
-            OutputExists: One is there and may not be replaced.
+            ImageError: One is there and may not be replaced.
         """
 
     def finish(
@@ -93,6 +93,7 @@ class SegmentJob:
         preview_columns: Width of the overlay that an Outcome carries for a terminal, 0 for none.
         skip_existing: Leaves an image whose outputs are all there.
         no_clobber: Makes an existing output that image's error.
+        keep_pictures: Makes an output that is somebody else's image an error, too.
         write_stdout: Takes the bytes of ``-o -``.
     """
 
@@ -102,6 +103,7 @@ class SegmentJob:
     preview_columns: int = 0
     skip_existing: bool = False
     no_clobber: bool = False
+    keep_pictures: bool = False
     write_stdout: Callable[[bytes], object] | None = None
 
     @property
@@ -116,19 +118,19 @@ class SegmentJob:
 
     def claim(self, source: Source, claims: Claims) -> tuple[str, ...]:
         """Returns one path per format, which from then on are this image's own."""
-        targets = claim_targets(source, self.plan, claims)
-        if not (self.skip_existing or self.no_clobber):
-            refuse_pictures(source, targets)
-        return targets
+        return claim_targets(source, self.plan, claims)
 
     def is_done(self, targets: tuple[str, ...]) -> bool:
-        """Tells whether ``skip_existing`` leaves an image."""
+        """Tells whether ``skip_existing`` leaves an image; raises where it may not be written."""
         if self.plan.kind == "stdout":
             return False
         if self.no_clobber:
             # Before the work; whoever writes asks again, for what came meanwhile.
             refuse_existing(targets)
-        return self.skip_existing and all_exist(targets)
+        is_done = self.skip_existing and all_exist(targets)
+        if self.keep_pictures and not is_done:
+            refuse_pictures(targets)
+        return is_done
 
     def finish(
         self, answer: Answer, image: _Image, blank: Outcome, card: ModelCard, *, small: bool

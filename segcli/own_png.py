@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Of PNG, JPEG, BMP, WebP and TIFF.
+_PICTURES = (_PNG_SIGNATURE, b"\xff\xd8\xff", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 # Text chunks of our own files stand right behind IHDR; a bound against endless ones.
 _PNG_CHUNKS = 64
 
@@ -25,19 +27,14 @@ def is_segcli_png(path: str) -> bool:
         return False
 
 
-def is_other_png(path: str) -> bool:
-    """Tells whether a file is a PNG that segcli did not write."""
-    try:
-        with Path(path).open("rb") as file:
-            found = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
-    except (OSError, ValueError):
-        return False
-    return found and not is_segcli_png(path)
-
-
 def starts_segcli_png(start: bytes) -> bool:
     """Tells the same from a file's first ``START_BYTES``, which segcli's own name is among."""
     return _names_segcli(io.BytesIO(start))
+
+
+def starts_other_picture(start: bytes) -> bool:
+    """Tells from a file's first ``START_BYTES`` whether it is an image of somebody else's."""
+    return start.startswith(_PICTURES) and not starts_segcli_png(start)
 
 
 def _names_segcli(file: BinaryIO) -> bool:

@@ -7,7 +7,8 @@ memory flat here; and it brings pyarrow and pandas.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,8 @@ class RayModel:
         self._alone = threading.Lock()
         self._lives = threading.Lock()
         self._closed = False
+        self._settled: Generator[list[Outcome], None, None] | None = None
+        self._last_free = time.monotonic()
         self._image_s = _CALL_S  # what images took lately
         self._data: list[_RayObject] = []
         self._shipped = Shipped(path, card, self._data)
@@ -95,6 +98,13 @@ class RayModel:
 
     def _start(self, path: Path, options: RayOptions) -> Started:
         """Returns what the first worker says that is ready; the others join when they are."""
+        try:
+            return self._start_workers(path, options)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _start_workers(self, path: Path, options: RayOptions) -> Started:
         ray = self._ray
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         workers, threads = fit(nodes, options)
@@ -146,9 +156,12 @@ class RayModel:
                 hint="install one version on every machine of the cluster",
             )
         if error is None:
+            with self._lives:
+                place = _Place(actor, actor.life)
             self._first = self._first or words.result()
+            self._last_free = time.monotonic()
             for _ in range(self._in_flight):
-                self._idle.put(_Place(actor, actor.life))
+                self._idle.put(place)
         elif self._has_died(error):
             # Ray starts it again; what it is asked before fails.
             again = threading.Timer(_RESTART_S, self._open, (actor,))
@@ -156,14 +169,20 @@ class RayModel:
             again.start()
         else:
             actor.is_out = True
-            if self._first is None or all(one.is_out for one in self._actors):
+            if all(one.is_out for one in self._actors):
                 self._idle.put(_reason(error))
             else:
                 self._tell(f"warning: a worker is left out: {_reason(error)}")
 
     def _has_died(self, error: BaseException) -> bool:
+        """Tells whether an actor has died, and not just failed or never been one."""
         errors = self._ray.exceptions
-        return isinstance(error, errors.RayError) and not isinstance(error, errors.RayTaskError)
+        never = (errors.RayTaskError, errors.RuntimeEnvSetupError, errors.ActorUnschedulableError)
+        return (
+            isinstance(error, errors.RayError)
+            and not isinstance(error, never)
+            and not getattr(error, "actor_init_failed", False)
+        )
 
     def run_images(
         self,
@@ -181,10 +200,6 @@ class RayModel:
         """
         slots = self._in_flight * len(self._actors)
 
-        def stop() -> None:
-            for _ in range(slots):
-                self._idle.put(None)
-
         groups = in_groups(
             take(sources, job, claims or Claims(), stdin),
             max(_GROUP, run.batch_size),
@@ -192,12 +207,12 @@ class RayModel:
         )
         works = (partial(self._attempt, group, job, run) for group in groups)
         try:
-            with contextlib.closing(in_order(works, workers=slots, stopping=stop)) as settled:
-                for outcomes in settled:
-                    for outcome in outcomes:
-                        yield outcome
-                        if outcome.error and run.fail_fast:
-                            return
+            self._settled = in_order(works, workers=slots, stopping=partial(self._idle.put, None))
+            for outcomes in self._settled:
+                for outcome in outcomes:
+                    yield outcome
+                    if outcome.error and run.fail_fast:
+                        return
         finally:
             self.close()
 
@@ -210,8 +225,9 @@ class RayModel:
                 if place is None:  # nobody waits for it any more
                     return []
                 try:
+                    handle = place.actor.handle
                     outcomes: list[Outcome] = self._ray.get(
-                        place.actor.handle.attempt.remote(group, self._shipped, job, run)
+                        handle.attempt.remote(group, self._shipped, job, run)
                     )
                 except self._ray.exceptions.RayError as error:
                     if not self._has_died(error):
@@ -221,6 +237,7 @@ class RayModel:
                     if group[1:]:
                         break
                 else:
+                    self._last_free = time.monotonic()
                     self._idle.put(place)
                     spent_ms = sum(outcome.elapsed_ms or 0.0 for outcome in outcomes)
                     self._image_s = max(spent_ms / 1e3 / len(group), 1e-3)
@@ -244,12 +261,17 @@ class RayModel:
             try:
                 place = self._idle.get(timeout=_START_TIMEOUT_S)
             except Empty:
+                # Others may have been served all the while.
+                if time.monotonic() - self._last_free < _START_TIMEOUT_S:
+                    continue
                 raise DeviceError(
                     f"no worker has been free for {_START_TIMEOUT_S} s",
                     hint="'ray status' says what is left of the cluster",
                 ) from None
-            if isinstance(place, Exception):
+            if not isinstance(place, _Place):
+                # For all who wait.
                 self._idle.put(place)
+            if isinstance(place, Exception):
                 raise place
             if place is None or place.life == place.actor.life:
                 return place
@@ -264,12 +286,18 @@ class RayModel:
 
     def close(self) -> None:
         """Leaves the cluster, which ends the workers."""
+        # Before, as what asks Ray afterwards would start it again.
+        if self._settled is not None:
+            self._settled.close()
+        self._forget()
+        self._connection.close()
+
+    def _forget(self) -> None:
         with self._lives:
             self._closed = True
             # Ray gives another session's objects the same names: one that is forgotten then would
             # take the other with it.
             self._data.clear()
-        self._connection.close()
 
 
 class _Actor:

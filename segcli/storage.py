@@ -36,6 +36,21 @@ def read_bytes(path: str) -> bytes:
         raise ImageMissing(f"cannot read {path!r}: {reason[:1].lower()}{reason[1:]}") from error
 
 
+def read_start(path: str, length: int) -> bytes:
+    """Returns the first bytes of a file or an object, none where it cannot be read.
+
+    Raises:
+        UsageError: It is an object, and the extra for them is not installed.
+    """
+    if is_url(path):
+        return remote.read_start(path, length)
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(length)
+    except (OSError, ValueError):
+        return b""
+
+
 def write_whole(path: str, data: bytes, *, replace: bool = True) -> None:
     """Puts a complete file or object in place, or leaves what was there.
 

@@ -29,8 +29,8 @@ from segcli.inputs import (
     is_input_folder,
     join,
 )
-from segcli.own_png import is_other_png
-from segcli.storage import exists
+from segcli.own_png import START_BYTES, starts_other_picture
+from segcli.storage import exists, read_start
 from segcli.urls import is_url, is_web, other_scheme, split_url
 
 STDOUT = "-"
@@ -274,16 +274,19 @@ def check_folders(plan: OutputPlan) -> None:
                 place.rmdir()
 
 
-def refuse_pictures(source: Source, targets: Sequence[str]) -> None:
+def refuse_pictures(targets: Sequence[str]) -> None:
     """Keeps an image from being written over that comes later in the list of a run.
 
     The list is not known to its end; files of a command line and of folders are.
 
     Raises:
-        OutputWriteError: One of the targets of a list's source is a PNG of somebody else's.
+        OutputWriteError: One of the targets is an image, and not one that segcli wrote. Of
+            overlays, which are JPEGs, that cannot be told.
     """
-    for target in targets if source.origin == "list" else ():
-        if not is_url(target) and is_other_png(target):
+    for target in targets:
+        if target.lower().endswith(".png") and starts_other_picture(
+            read_start(target, START_BYTES)
+        ):
             raise OutputWriteError(
                 f"{target!r} is there and segcli did not write it: it is not replaced, as it may "
                 "be an image of the list",

@@ -4,6 +4,7 @@ import re
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ def test_without_ray(tiny_model, monkeypatch):
     assert failed.value.hint == "pip install 'segcli[ray]'"
 
 
-def classify(model, names):
+def classify(model, names, options=None):
     sources = open_sources(names, stdin=io.BytesIO())
-    return list(model.run_images(sources, ClassifyJob(1), RunOptions(), stdin=io.BytesIO()))
+    options = options or RunOptions()
+    return list(model.run_images(sources, ClassifyJob(1), options, stdin=io.BytesIO()))
 
 
 class TestCluster:
@@ -101,6 +103,23 @@ class TestCluster:
         assert [o.status for o in outcomes] == ["ok"]
         assert Path("died").is_file()
 
+    def test_machines_without_segcli(self, tiny_model, monkeypatch):
+        class Elsewhere(Worker):
+            pass
+
+        # Which Ray then sends by its name.
+        module = types.ModuleType("only_here")
+        module.Elsewhere = Elsewhere
+        Elsewhere.__module__, Elsewhere.__qualname__ = "only_here", "Elsewhere"
+        monkeypatch.setitem(sys.modules, "only_here", module)
+        monkeypatch.setattr(ray_engine, "Worker", Elsewhere)
+        path = tiny_model()
+        start = time.monotonic()
+        with pytest.raises(DeviceError, match="No module named 'only_here'") as failed:
+            RayModel(path, read_card(path), RayOptions(workers=2, threads=1), print)
+        assert "segcli" in failed.value.hint
+        assert time.monotonic() - start < 60
+
     def test_a_late_worker_of_another_version_is_left_out(self, tiny_model, picture, monkeypatch):
         class Mixed(Worker):
             def start(self, shipped):
@@ -156,7 +175,8 @@ class TestCluster:
         signal.setitimer(signal.ITIMER_REAL, 4)
         try:
             with pytest.raises(Alarm):
-                classify(model, ["a.png"] * 3)
+                # More of them wait than there are workers, each group for all of its images.
+                classify(model, [f"{i}.png" for i in range(50)], RunOptions(batch_size=8))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)

@@ -465,7 +465,8 @@ def _told_to(
         yield from outcomes
     except SegcliError as error:
         if page is not None and any(counts.values()):
-            page.close({**counts, "ended early": str(error)})
+            with contextlib.suppress(SegcliError):
+                page.close({**counts, "ended early": str(error)})
         raise
 
 

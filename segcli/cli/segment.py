@@ -213,9 +213,11 @@ def segment(
                 found = claim_targets(source, plan, claims)
                 if no_clobber:
                     refuse_existing(found)
-                elif not skip_existing:
-                    refuse_pictures(source, found)
-                return () if skip_existing and all_exist(found) else found
+                if skip_existing and all_exist(found):
+                    return ()
+                if has_list:
+                    refuse_pictures(found)
+                return found
 
             sources = open_sources(args, **walk, **lists, **part)  # type: ignore[arg-type]
             raise typer.Exit(run.dry_run(sources, targets, out, talk, end=end))
@@ -262,6 +264,8 @@ def segment(
                     preview_columns=PREVIEW_COLUMNS if shown else 0,
                     skip_existing=skip_existing,
                     no_clobber=no_clobber,
+                    # What a list names later is not known.
+                    keep_pictures=has_list,
                     write_stdout=out.write if plan.kind == "stdout" else None,
                 ),
                 RunOptions(

@@ -104,6 +104,18 @@ def test_a_list_and_its_root(seg, tree):
     assert [r["error"]["code"] for r in found if r["status"] == "error"] == ["collision"] * 2
 
 
+def test_a_list_does_not_write_over_what_it_may_name_later(seg, tree):
+    photo = tree.get("in/a.png")
+    tree.put("in/a.jpg", tree.get("in/sub/deep er/é+ü.jpg"))
+    listing = f"{tree.url}/in/a.jpg\n{tree.url}/in/a.png\n".encode()
+    ran = seg("--files-from", "-", "-o", f"{tree.url}/in/", "--jsonl", stdin=listing)
+    assert records(ran.out)[0]["error"]["code"] == "write"
+    assert tree.get("in/a.png") == photo
+    for _ in range(2):
+        ran = seg("--files-from", "-", "-o", f"{tree.url}/out/", stdin=listing.partition(b"\n")[0])
+        assert ran.code == 0, ran.err
+
+
 def test_skip_existing_resumes(seg, tree):
     args = (f"{tree.url}/in/", "-r", "-o", f"{tree.url}/out/", "--jsonl", "--skip-existing")
     tree.put("out/a.png", b"kept")

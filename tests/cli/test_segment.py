@@ -717,6 +717,10 @@ def test_a_list_does_not_write_over_what_it_may_name_later(segcli, tiny, picture
     records = [json.loads(line) for line in ran.out.splitlines()]
     assert records[0]["error"]["code"] == "write"
     assert "segcli did not write it" in records[0]["error"]["message"]
+    # Some of its outputs are missing, so that all would be written.
+    two = ("-f", "mask", "-f", "color", "--skip-existing")
+    ran = segcli(*args, "-o", "in/", *two, stdin=b"in/a.jpg\n")
+    assert (ran.code, Path("in/a.png").read_bytes()) == (1, photo)
     planned = segcli(*args, "-o", "in/", "--dry-run", stdin=b"in/a.jpg\n")
     assert (planned.code, planned.out) == (1, "")
     # What it wrote itself is replaced, whatever the format.

@@ -137,6 +137,7 @@ def test_a_worker_that_is_killed_loses_nothing(begin, finish, workers, contents,
     while len(before) < 2:
         # The second joins when it is ready.
         assert process.poll() is None
+        time.sleep(0.05)
         before = workers()
     os.kill(before[0], signal.SIGKILL)
     out, err = finish(process)
@@ -226,6 +227,7 @@ def test_a_signal_while_ray_starts(start, finish, tiny_model, picture, number, c
     process.stdin.flush()
     status = Path(f"/proc/{process.pid}/status")
     while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> 14 & 1:
+        assert process.poll() is None
         time.sleep(0.01)
     time.sleep(after_s)
     process.send_signal(number)
