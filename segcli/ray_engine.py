@@ -6,6 +6,7 @@ memory flat here; and it brings pyarrow and pandas.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -34,11 +35,10 @@ from segcli.session import DISTANT
 # group is tried by itself, and no other such image meanwhile.
 _MOST_DEATHS = 3
 
-# A call costs this process 4 ms: with one image a call, 3,000 of the smallest took 12 s on two
-# cores, with eight 7 s. Those that take longer are dealt one by one, so that few are spread and
-# each is told when it is done.
+# A call costs this process 2 ms of a core, one of eight images 3 ms. They are dealt one by one, so
+# that few are spread and each is told when it is done, unless calls would come faster than this.
 _GROUP = 8
-_CALL_S = 0.05
+_CALL_S = 0.01
 
 # Ray starts a process for each, with Python and ONNX Runtime: seconds; more on a machine that has
 # to be added to a cluster first.
@@ -86,7 +86,7 @@ class RayModel:
         self._closed = False
         self._settled: Generator[list[Outcome], None, None] | None = None
         self._last_free = time.monotonic()
-        self._image_s = _CALL_S  # what images took lately
+        self._image_s = math.inf  # what images took lately
         self._data: list[_RayObject] = []
         self._shipped = Shipped(path, card, self._data)
         try:
@@ -203,7 +203,7 @@ class RayModel:
         groups = in_groups(
             take(sources, job, claims or Claims(), stdin),
             max(_GROUP, run.batch_size),
-            lambda: max(run.batch_size, int(_CALL_S / self._image_s)),
+            lambda: max(run.batch_size, int(_CALL_S * slots / self._image_s)),
         )
         works = (partial(self._attempt, group, job, run) for group in groups)
         try:
