@@ -55,6 +55,7 @@ _REGION = "set AWS_REGION to the bucket's region"
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_REGION_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 _UNLISTED = "such a folder cannot be listed; name its other keys in a list: --files-from"
 
@@ -231,7 +232,7 @@ def _open(url: str, scheme: str, bucket: str) -> "ObjectStore":
         ) from error
     if scheme == "memory":
         return MemoryStore()
-    _check_settings()
+    _settle_environment()
     if scheme == "gs":
         return GCSStore(bucket, client_options=_CLIENT, retry_config=_RETRY)
     return S3Store(
@@ -242,26 +243,22 @@ def _open(url: str, scheme: str, bucket: str) -> "ObjectStore":
     )
 
 
-def _check_settings() -> None:
-    """Refuses what obstore would not report but panic at.
+def _settle_environment() -> None:
+    """Refuses what obstore would not report but panic at; what is empty counts as not set.
 
     Raises:
         UsageError: The environment names no endpoint, or no region, that can be.
     """
-    for name in (*_ENDPOINTS, *_REGIONS):
-        # As if it were not set, which is how other programs take it.
-        if not os.environ.get(name):
-            os.environ.pop(name, None)
-    for name in _ENDPOINTS:
-        value = os.environ.get(name)
-        if value and not _is_endpoint(value):
-            raise UsageError(
-                f"{name} is {value!r}, expected a URL such as https://storage.example.com:9000"
-            )
-    for name in _REGIONS:
-        value = os.environ.get(name)
-        if value and not re.fullmatch(r"[\w-]+", value, re.ASCII):
-            raise UsageError(f"{name} is {value!r}, expected a region such as us-east-1")
+    for names, can_be, expected in (
+        (_ENDPOINTS, _is_endpoint, "a URL such as https://storage.example.com:9000"),
+        (_REGIONS, _REGION_NAME.fullmatch, "a region such as us-east-1"),
+    ):
+        for name in names:
+            value = os.environ.get(name)
+            if value == "":
+                del os.environ[name]
+            elif value is not None and not can_be(value):
+                raise UsageError(f"{name} is {value!r}, expected {expected}")
 
 
 def _is_endpoint(text: str) -> bool:

@@ -200,12 +200,7 @@ class Session:
 
 
 def open_session(
-    model: Path,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    shared: bool = False,
-    cores: int | None = None,
+    model: Path, *, device: str = "auto", threads: int | None = None, shared: bool = False
 ) -> Future[Session]:
     """Starts to open a session and returns at once; ONNX Runtime holds no lock meanwhile.
 
@@ -215,7 +210,7 @@ def open_session(
 
     def open_checked() -> Session:
         check_seal(model)
-        return Session(model, device=device, threads=threads, shared=shared, cores=cores)
+        return Session(model, device=device, threads=threads, shared=shared)
 
     with_one = ThreadPoolExecutor(1, thread_name_prefix="segcli-open")
     opening = with_one.submit(open_checked)

@@ -35,10 +35,6 @@ def named(path, relative=None, origin="file"):
     return Source(path, Path(path).name if relative is None else relative, origin)
 
 
-def parts(folder="."):
-    return [p.name for p in Path(folder).iterdir() if p.name.endswith(".segcli-part")]
-
-
 ENDINGS = (".color.png", ".overlay.jpg", ".cutout.png", ".npy", ".json", ".confidence.png")
 
 
