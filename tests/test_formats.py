@@ -6,6 +6,7 @@ from segcli.formats import Format, common_stem
 from segcli.inputs import Source
 from segcli.writers import OutputPlan
 
+# A "." or ".." is a folder, never an image.
 NAMES = st.builds(
     "".join,
     st.tuples(
@@ -14,7 +15,7 @@ NAMES = st.builds(
         st.sampled_from(["", ".color", ".mask.color", ".confidence", ".overlay", ".mask", ".1"]),
         st.sampled_from([".jpg", ".png", ".JPEG", ""]),
     ),
-)
+).filter(lambda relative: relative.rpartition("/")[2] not in {".", ".."})
 
 
 @given(NAMES, NAMES, st.booleans())
