@@ -7,7 +7,7 @@ the answer is.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from segcli import render, storage
 from segcli.artifact import ModelCard
 from segcli.claims import Claims, claim_targets
 from segcli.encode import Style, draw_overlay, encode_output
+from segcli.errors import OutputExists
 from segcli.formats import Format
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize
@@ -64,6 +65,9 @@ class Job(Protocol):
             ImageError: One is there and may not be replaced.
         """
 
+    def after_death(self) -> "Job":
+        """Returns the job for images whose worker died: it may have written files of theirs."""
+
     def finish(
         self, answer: Answer, image: _Image, blank: Outcome, card: ModelCard, *, small: bool
     ) -> Outcome:
@@ -94,6 +98,7 @@ class SegmentJob:
         skip_existing: Leaves an image whose outputs are all there.
         no_clobber: Makes an existing output that image's error.
         keep_pictures: Makes an output that is somebody else's image an error, too.
+        is_again: Takes an existing output with the very bytes that would be written for its own.
         write_stdout: Takes the bytes of ``-o -``.
     """
 
@@ -104,6 +109,7 @@ class SegmentJob:
     skip_existing: bool = False
     no_clobber: bool = False
     keep_pictures: bool = False
+    is_again: bool = False
     write_stdout: Callable[[bytes], object] | None = None
 
     @property
@@ -124,13 +130,17 @@ class SegmentJob:
         """Tells whether ``skip_existing`` leaves an image; raises where it may not be written."""
         if self.plan.kind == "stdout":
             return False
-        if self.no_clobber:
+        if self.no_clobber and not self.is_again:
             # Before the work; whoever writes asks again, for what came meanwhile.
             refuse_existing(targets)
         is_done = self.skip_existing and all_exist(targets)
         if self.keep_pictures and not is_done:
             refuse_pictures(targets)
         return is_done
+
+    def after_death(self) -> "SegmentJob":
+        """Returns the job that goes on where a worker may have got to."""
+        return replace(self, is_again=True)
 
     def finish(
         self, answer: Answer, image: _Image, blank: Outcome, card: ModelCard, *, small: bool
@@ -142,7 +152,7 @@ class SegmentJob:
             if self.write_stdout is not None and self.plan.kind == "stdout":
                 self.write_stdout(data)
             else:
-                storage.write_whole(target, data, replace=not self.no_clobber)
+                self._write(target, data)
         visible = self.style.visible
         preview = None
         if self.preview_columns:
@@ -155,6 +165,13 @@ class SegmentJob:
             if small
             else None,
         )
+
+    def _write(self, target: str, data: bytes) -> None:
+        try:
+            storage.write_whole(target, data, replace=not self.no_clobber)
+        except OutputExists:
+            if not self.is_again or storage.read_bytes(target) != data:
+                raise
 
 
 class _NoFiles:
@@ -171,6 +188,10 @@ class _NoFiles:
     def is_done(self, targets: tuple[str, ...]) -> bool:
         """Tells that there is always something to do."""
         return False
+
+    def after_death(self) -> Self:
+        """Returns the job: nothing of it is left behind."""
+        return self
 
 
 @dataclass(frozen=True)

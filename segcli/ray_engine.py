@@ -227,7 +227,9 @@ class RayModel:
                 try:
                     handle = place.actor.handle
                     outcomes: list[Outcome] = self._ray.get(
-                        handle.attempt.remote(group, self._shipped, job, run)
+                        handle.attempt.remote(
+                            group, self._shipped, job.after_death() if deaths else job, run
+                        )
                     )
                 except self._ray.exceptions.RayError as error:
                     if not self._has_died(error):

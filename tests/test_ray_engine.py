@@ -11,13 +11,15 @@ import pytest
 
 from segcli import __version__, ray_engine
 from segcli.errors import DeviceError, UsageError
+from segcli.formats import Format
 from segcli.inputs import Source, open_sources
-from segcli.jobs import ClassifyJob
+from segcli.jobs import ClassifyJob, SegmentJob
 from segcli.onnx_file import read_card
 from segcli.ray_cluster import RayOptions
 from segcli.ray_engine import RayModel
 from segcli.ray_worker import Worker
 from segcli.reading import RunOptions
+from segcli.writers import OutputPlan
 
 
 def test_without_ray(tiny_model, monkeypatch):
@@ -83,6 +85,43 @@ class TestCluster:
         assert outcomes[5].error.code == "inference"
         assert "'bad.png': its worker died 3 times" in str(outcomes[5].error)
         assert outcomes[6].provider == "CPUExecutionProvider"
+
+    def test_files_of_a_worker_that_died_are_not_taken_for_somebody_elses(
+        self, tiny_model, picture
+    ):
+        class Dying(SegmentJob):
+            def finish(self, answer, image, blank, card, *, small):
+                outcome = super().finish(answer, image, blank, card, small=small)
+                if not Path("died").exists():
+                    Path("died").touch()
+                    # As if killed between the two.
+                    Path(blank.outputs[1]).unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return outcome
+
+        names = ["a.png", "b.png", "c.png"]
+        for name in names:
+            picture(name)
+        Path("out").mkdir()
+        Path("out/b.png").write_bytes(b"somebody else's")
+        path = tiny_model()
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
+        plan = OutputPlan("folder", "out/", (Format.MASK, Format.COLOR))
+        outcomes = list(
+            model.run_images(
+                open_sources(names, stdin=io.BytesIO()),
+                Dying(plan=plan, no_clobber=True),
+                RunOptions(batch_size=3),
+                stdin=io.BytesIO(),
+            )
+        )
+        assert Path("died").exists()
+        assert [o.status for o in outcomes] == ["ok", "error", "ok"]
+        assert outcomes[1].error.code == "exists"
+        assert Path("out/b.png").read_bytes() == b"somebody else's"
+        assert sorted(p.name for p in Path("out").iterdir()) == sorted(
+            ["a.png", "a.color.png", "b.png", "c.png", "c.color.png"]
+        )
 
     def test_a_worker_that_dies_while_it_loads_the_model_is_started_again(
         self, tiny_model, picture, monkeypatch
