@@ -26,10 +26,11 @@ from segcli.jobs import Job
 from segcli.onnx_file import check_seal
 from segcli.pipeline import Item, take
 from segcli.ray_cluster import Connection, RayOptions, describe, fit
-from segcli.ray_worker import Shipped, Started, Worker
+from segcli.ray_worker import Shipped, Started, Worker, this_machine
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
 from segcli.session import DISTANT
+from segcli.shared_files import SharedFiles
 
 # An image whose worker has died so often is taken for the reason. After the first time each of a
 # group is tried by itself, and no other such image meanwhile.
@@ -83,6 +84,7 @@ class RayModel:
         self._first: Started | None = None
         self._alone = threading.Lock()
         self._lives = threading.Lock()
+        self._stopping = threading.Event()
         self._closed = False
         self._settled: Generator[list[Outcome], None, None] | None = None
         self._last_free = time.monotonic()
@@ -106,6 +108,7 @@ class RayModel:
 
     def _start_workers(self, path: Path, options: RayOptions) -> Started:
         ray = self._ray
+        self._files = SharedFiles(this_machine(), self._stopping)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         workers, threads = fit(nodes, options)
         # One more than its cores: the next images are there when some are done.
@@ -157,7 +160,7 @@ class RayModel:
             )
         if error is None:
             with self._lives:
-                place = _Place(actor, actor.life)
+                place = _Place(actor, actor.life, words.result().machine)
             self._first = self._first or words.result()
             self._last_free = time.monotonic()
             for _ in range(self._in_flight):
@@ -207,7 +210,7 @@ class RayModel:
         )
         works = (partial(self._attempt, group, job, run) for group in groups)
         try:
-            self._settled = in_order(works, workers=slots, stopping=partial(self._idle.put, None))
+            self._settled = in_order(works, workers=slots, stopping=self._stop)
             for outcomes in self._settled:
                 for outcome in outcomes:
                     yield outcome
@@ -239,6 +242,8 @@ class RayModel:
                     if group[1:]:
                         break
                 else:
+                    # Before the machine is given more.
+                    self._files.check(place.machine, outcomes)
                     self._last_free = time.monotonic()
                     self._idle.put(place)
                     spent_ms = sum(outcome.elapsed_ms or 0.0 for outcome in outcomes)
@@ -257,6 +262,10 @@ class RayModel:
             ),
         )
         return [Outcome(source.path, "error", self.card.name, self.provider, error=reason)]
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._idle.put(None)
 
     def _next_place(self) -> "_Place | None":
         while True:
@@ -316,10 +325,11 @@ class _Actor:
 
 
 class _Place(NamedTuple):
-    """Leave to give an actor one more group, as long as it lives."""
+    """Leave to give an actor one more group, as long as it lives, and on the same machine."""
 
     actor: _Actor
     life: int
+    machine: str
 
 
 def _reason(error: BaseException) -> Exception:

@@ -40,9 +40,17 @@ class Started(NamedTuple):
     """What an actor says of itself."""
 
     version: str
+    machine: str
     provider: str
     fallback: str | None
     threads: int
+
+
+def this_machine() -> str:
+    """Returns a name of this machine that no other one of a cluster has; Ray is connected."""
+    import ray
+
+    return f"{platform.node()} (node {ray.get_runtime_context().get_node_id()[:8]})"
 
 
 class Worker:
@@ -67,7 +75,8 @@ class Worker:
             DeviceError: The device is not to be had.
         """
         model = self._open(shipped)
-        return Started(__version__, model.provider, model.fallback, model.threads)
+        machine = this_machine()
+        return Started(__version__, machine, model.provider, model.fallback, model.threads)
 
     def attempt(
         self, group: Sequence[Item], shipped: Shipped, job: Job, run: RunOptions

@@ -78,6 +78,7 @@ GROUPS = (
         "reading",
         "pipeline",
         "ray_worker",
+        "shared_files",
         "ray_cluster",
         "ray_engine",
         "evaluate",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from segcli import __version__, ray_engine
-from segcli.errors import DeviceError, UsageError
+from segcli.errors import DeviceError, OutputError, UsageError
 from segcli.formats import Format
 from segcli.inputs import Source, open_sources
 from segcli.jobs import ClassifyJob, SegmentJob
@@ -187,6 +187,27 @@ class TestCluster:
         assert told == [
             f"warning: a worker is left out: a worker runs segcli 0.0.1, this is {__version__}"
         ]
+
+    def test_a_machine_that_shares_no_folder(self, tiny_model, picture, monkeypatch):
+        class Elsewhere(Worker):
+            def start(self, shipped):
+                return super().start(shipped)._replace(machine="m7")
+
+            def attempt(self, *args):
+                outcomes = super().attempt(*args)
+                for outcome in outcomes:
+                    Path(outcome.outputs[0]).unlink()
+                return outcomes
+
+        monkeypatch.setattr(ray_engine, "Worker", Elsewhere)
+        monkeypatch.setattr("segcli.shared_files._CACHE_S", 0.5)
+        path = tiny_model()
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
+        job = SegmentJob(plan=OutputPlan("folder", "out/", (Format.MASK,)))
+        picture("a.png")
+        sources = open_sources(["a.png"], stdin=io.BytesIO())
+        with pytest.raises(OutputError, match=r"'out/a.png' was written on m7 and is not"):
+            list(model.run_images(sources, job, RunOptions(), stdin=io.BytesIO()))
 
     def test_a_run_without_workers_is_stopped_at_once(self, tiny_model, picture, monkeypatch):
         class Gone(Worker):
