@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from segcli.errors import OutputExists, OutputWriteError
+from segcli.errors import OutputError, OutputExists, OutputWriteError
 
 # On Windows parts are not locked, so none are swept.
 if sys.platform != "win32":
@@ -89,6 +89,27 @@ def open_atomic(path: str, *, replace: bool = True) -> Iterator[FileIO]:
         ) from error
 
 
+@contextlib.contextmanager
+def hold_mark(folder: str) -> Iterator[str]:
+    """Yields the path of a file that others see who have the same folder; nothing is left of it.
+
+    Raises:
+        OutputError: The system does not let it be written.
+    """
+    try:
+        while True:
+            with _new_part(Path(folder) / "mark") as (part, file), FileIO(part) as mark:
+                # Of some network file systems others see only what is closed.
+                file.close()
+                _lock(mark)
+                # A sweep may have come between the two locks.
+                if os.fstat(mark.fileno()).st_nlink > 0:
+                    yield str(part)
+                    return
+    except OSError as error:
+        raise OutputError(f"cannot write into {folder!r}: {error.strerror}") from error
+
+
 def sweep_parts(folder: str) -> None:
     """Removes the temporary files that a killed run left directly inside a folder.
 
@@ -132,6 +153,12 @@ def _write_all(file: FileIO, data: bytes) -> None:
         view = view[os.write(file.fileno(), view) :]
 
 
+def _lock(file: FileIO) -> None:
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # no locks on this file system
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
     """Yields a temporary file beside the target, locked; nothing is left of it after."""
@@ -145,9 +172,7 @@ def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
         try:
             # The mode is what the umask leaves, where mkstemp would give 0600.
             with FileIO(os.open(part, flags, 0o666), "w") as file:
-                if sys.platform != "win32":
-                    with contextlib.suppress(OSError):  # no locks on this file system
-                        fcntl.flock(file, fcntl.LOCK_EX)
+                _lock(file)
                 # A sweep may have come between the open and the lock.
                 if os.fstat(file.fileno()).st_nlink > 0:
                     yield part, file

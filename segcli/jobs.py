@@ -170,7 +170,7 @@ class SegmentJob:
         try:
             storage.write_whole(target, data, replace=not self.no_clobber)
         except OutputExists:
-            if not self.is_again or storage.read_bytes(target) != data:
+            if not self.is_again or storage.read_start(target, len(data) + 1) != data:
                 raise
 
 

@@ -107,9 +107,7 @@ def take(sources: Iterable[Source], job: Job, claims: Claims, stdin: BinaryIO) -
     for source in sources:
         try:
             targets = job.claim(source, claims)
-            for folder in {
-                Path(t).parent for t in targets if t != STDOUT and not is_url(t)
-            } - swept:
+            for folder in folders_of(targets) - swept:
                 sweep_parts(str(folder))
                 swept.add(folder)
             # Here, as a worker that waits for a writer could not be interrupted.
@@ -118,6 +116,11 @@ def take(sources: Iterable[Source], job: Job, claims: Claims, stdin: BinaryIO) -
             yield Item(source, error=error)
         else:
             yield Item(source, targets, data=data)
+
+
+def folders_of(targets: Iterable[str]) -> set[Path]:
+    """Returns the folders of this machine that files are written to."""
+    return {Path(target).parent for target in targets if target != STDOUT and not is_url(target)}
 
 
 def attempt(

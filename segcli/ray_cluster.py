@@ -20,6 +20,9 @@ _KNOCK_TIMEOUT_S = 10
 # Ray itself would try for ten minutes. Without the token that a cluster asks for it gives up after
 # twenty seconds, and says so.
 _CONNECT_TIMEOUT_S = 60
+# A start that is stopped takes three seconds; Ray waits a minute for processes of its own that the
+# same signal has ended.
+_FAREWELL_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class RayOptions:
         gpus: GPUs of one actor, of which ONNX Runtime uses the first.
         device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
         distant: Images or outputs are behind URLs: more of them are under way at once.
+        folder: One of this machine's that outputs go below, which all of a cluster have to share.
     """
 
     address: str | None = None
@@ -42,6 +46,7 @@ class RayOptions:
     gpus: float = 0.0
     device: str = "auto"
     distant: bool = False
+    folder: str | None = None
 
 
 def fit(nodes: Sequence[Mapping[str, float]], options: RayOptions) -> tuple[int, int]:
@@ -133,8 +138,9 @@ class Connection:
     def do(self, step: Callable[[], _R]) -> _R:
         """Returns what a step returns that calls Ray.
 
-        It runs in another thread, to its end: an interrupt that cut it off half-way would leave
-        processes behind, and there Ray's handlers of signals do not take the place of ours.
+        It runs in another thread, to its end if that is near: an interrupt that cut it off half-way
+        would leave processes behind for a minute, and there Ray's handlers of signals do not take
+        the place of ours.
         """
         running = self._thread.submit(step)
         try:
@@ -142,7 +148,8 @@ class Connection:
         except BaseException:
             self.stopping.set()
             if self._leaves_something:
-                wait([running])
+                if wait([running], _FAREWELL_S).not_done:
+                    self._closed = True
                 self.close()
             raise
 
@@ -165,8 +172,10 @@ def _import_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its handlers in C++ would end the process with another exit code, and tell where it was.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-    # What it prints of workers that die goes to stderr, where no colour belongs unasked.
+    # What it prints goes to stderr, where no colour belongs unasked. Of a worker that died its
+    # kilobyte of advice is left out: the run says so itself.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed")
     try:
         import ray
     except ImportError as error:
@@ -181,7 +190,9 @@ def _import_ray() -> ModuleType:
 def _knock(address: str) -> None:
     """Raises OSError where nothing answers: Ray itself would try for ten minutes."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
-    if host and port.isdecimal() and int(port) < 1 << 16:
+    if host and port.isdecimal():
+        if int(port) >= 1 << 16:
+            raise OSError(f"there is no port {port}")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 

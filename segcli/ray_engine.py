@@ -18,19 +18,20 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from segcli import __version__
 from segcli.artifact import ModelCard
+from segcli.atomic import hold_mark, sweep_parts
 from segcli.claims import Claims
 from segcli.errors import DeviceError, InferenceError, SegcliError, UsageError
 from segcli.in_order import in_groups, in_order
 from segcli.inputs import Source
 from segcli.jobs import Job
 from segcli.onnx_file import check_seal
-from segcli.pipeline import Item, take
+from segcli.pipeline import Item, folders_of, take
 from segcli.ray_cluster import Connection, RayOptions, describe, fit
-from segcli.ray_worker import Shipped, Started, Worker, this_machine
+from segcli.ray_worker import Shipped, Started, Worker
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
 from segcli.session import DISTANT
-from segcli.shared_files import SharedFiles
+from segcli.shared_files import has_read
 
 # An image whose worker has died so often is taken for the reason. After the first time each of a
 # group is tried by itself, and no other such image meanwhile.
@@ -84,8 +85,8 @@ class RayModel:
         self._first: Started | None = None
         self._alone = threading.Lock()
         self._lives = threading.Lock()
-        self._stopping = threading.Event()
         self._closed = False
+        self._held = contextlib.ExitStack()
         self._settled: Generator[list[Outcome], None, None] | None = None
         self._last_free = time.monotonic()
         self._image_s = math.inf  # what images took lately
@@ -108,12 +109,14 @@ class RayModel:
 
     def _start_workers(self, path: Path, options: RayOptions) -> Started:
         ray = self._ray
-        self._files = SharedFiles(this_machine(), self._stopping)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         workers, threads = fit(nodes, options)
         # One more than its cores: the next images are there when some are done.
         self._in_flight = threads * (DISTANT if options.distant else 1) + (not options.distant)
         self._data.append(ray.put(path.read_bytes()))
+        mark = None
+        if options.address and options.folder:
+            mark = self._held.enter_context(hold_mark(options.folder))
         device = "cuda" if options.gpus and options.device == "auto" else options.device
         actor = ray.remote(Worker).options(
             num_cpus=threads,
@@ -122,7 +125,7 @@ class RayModel:
             max_concurrency=self._in_flight,
         )
         self._actors = [
-            _Actor(actor.remote(str(Path.cwd()), device, threads)) for _ in range(workers)
+            _Actor(actor.remote(str(Path.cwd()), mark, device, threads)) for _ in range(workers)
         ]
         for one in self._actors:
             self._open(one)
@@ -160,7 +163,8 @@ class RayModel:
             )
         if error is None:
             with self._lives:
-                place = _Place(actor, actor.life, words.result().machine)
+                actor.machine, actor.has_read = words.result().machine, False
+                place = _Place(actor, actor.life)
             self._first = self._first or words.result()
             self._last_free = time.monotonic()
             for _ in range(self._in_flight):
@@ -210,7 +214,7 @@ class RayModel:
         )
         works = (partial(self._attempt, group, job, run) for group in groups)
         try:
-            self._settled = in_order(works, workers=slots, stopping=self._stop)
+            self._settled = in_order(works, workers=slots, stopping=partial(self._idle.put, None))
             for outcomes in self._settled:
                 for outcome in outcomes:
                     yield outcome
@@ -239,11 +243,13 @@ class RayModel:
                         raise _reason(error) from error
                     deaths += 1
                     self._give_up(place)
+                    for folder in folders_of(path for item in group for path in item.targets):
+                        sweep_parts(str(folder))
                     if group[1:]:
                         break
                 else:
-                    # Before the machine is given more.
-                    self._files.check(place.machine, outcomes)
+                    actor = place.actor
+                    actor.has_read = actor.has_read or has_read(actor.machine, outcomes)
                     self._last_free = time.monotonic()
                     self._idle.put(place)
                     spent_ms = sum(outcome.elapsed_ms or 0.0 for outcome in outcomes)
@@ -262,10 +268,6 @@ class RayModel:
             ),
         )
         return [Outcome(source.path, "error", self.card.name, self.provider, error=reason)]
-
-    def _stop(self) -> None:
-        self._stopping.set()
-        self._idle.put(None)
 
     def _next_place(self) -> "_Place | None":
         while True:
@@ -293,6 +295,7 @@ class RayModel:
             if place.life != place.actor.life:
                 return
             place.actor.life += 1
+        self._tell(f"warning: a worker on {place.actor.machine!r} died: its images are tried again")
         self._open(place.actor)
 
     def close(self) -> None:
@@ -301,7 +304,11 @@ class RayModel:
         if self._settled is not None:
             self._settled.close()
         self._forget()
-        self._connection.close()
+        try:
+            self._connection.close()
+        finally:
+            # After the workers that may still look for it.
+            self._held.close()
 
     def _forget(self) -> None:
         with self._lives:
@@ -318,26 +325,31 @@ class _Actor:
         handle: Ray's.
         life: How often it has died.
         is_out: It cannot work.
+        machine: Where it is.
+        has_read: It has read files of this machine.
     """
 
     def __init__(self, handle: _RayObject) -> None:
         self.handle, self.life, self.is_out = handle, 0, False
+        self.machine, self.has_read = "", False
 
 
 class _Place(NamedTuple):
-    """Leave to give an actor one more group, as long as it lives, and on the same machine."""
+    """Leave to give an actor one more group, as long as it lives."""
 
     actor: _Actor
     life: int
-    machine: str
 
 
 def _reason(error: BaseException) -> Exception:
     """Returns what segcli itself raised in a worker, else a DeviceError with what Ray says."""
-    cause = error if isinstance(error, SegcliError) else getattr(error, "cause", None)
-    if isinstance(cause, Exception) and not isinstance(cause, ImportError):
+    # What a worker raises comes as Ray's error and its own at once, with a traceback for a message.
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, SegcliError):
         return cause
-    reason = str(cause or error).strip().rpartition("\n")[2]
+    if cause is not error and isinstance(cause, Exception) and not isinstance(cause, ImportError):
+        return cause
+    reason = str(cause).strip().rpartition("\n")[2]
     return DeviceError(
         f"a worker of the Ray cluster did not start: {reason}",
         hint=f"segcli {__version__} has to be installed on every machine of it",

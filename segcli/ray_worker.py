@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 from segcli import __version__
 from segcli.artifact import ModelCard
-from segcli.errors import OutputError
 from segcli.jobs import Job
 from segcli.model import Model
 from segcli.pipeline import Item, attempt, batches
 from segcli.reading import RunOptions
 from segcli.results import Outcome
 from segcli.session import Session
-from segcli.urls import is_url
+from segcli.shared_files import check_mark, check_paths
 
 
 class Shipped(NamedTuple):
@@ -37,7 +36,7 @@ class Shipped(NamedTuple):
 
 
 class Started(NamedTuple):
-    """What an actor says of itself."""
+    """What an actor says of itself; ``machine`` is a host's name."""
 
     version: str
     machine: str
@@ -46,24 +45,19 @@ class Started(NamedTuple):
     threads: int
 
 
-def this_machine() -> str:
-    """Returns a name of this machine that no other one of a cluster has; Ray is connected."""
-    import ray
-
-    return f"{platform.node()} (node {ray.get_runtime_context().get_node_id()[:8]})"
-
-
 class Worker:
     """What one actor does: images through one session, several at a time.
 
     Args:
         folder: The current folder of the process that takes the inputs.
+        mark: A file that it holds where the outputs go, if they are files.
         device: As for ``open_session``.
         threads: Cores that are this actor's.
     """
 
-    def __init__(self, folder: str, device: str, threads: int) -> None:
-        self._folder, self._device, self._threads = folder, device, threads
+    def __init__(self, folder: str, mark: str | None, device: str, threads: int) -> None:
+        self._folder, self._mark = folder, mark
+        self._device, self._threads = device, threads
         self._opening = threading.Lock()
         self._model: Model | None = None
 
@@ -72,11 +66,12 @@ class Worker:
 
         Raises:
             ModelError: It cannot be loaded.
-            DeviceError: The device is not to be had.
+            DeviceError: The device is not to be had, or this machine has other files.
         """
+        if self._mark is not None:
+            check_mark(self._mark)
         model = self._open(shipped)
-        machine = this_machine()
-        return Started(__version__, machine, model.provider, model.fallback, model.threads)
+        return Started(__version__, platform.node(), model.provider, model.fallback, model.threads)
 
     def attempt(
         self, group: Sequence[Item], shipped: Shipped, job: Job, run: RunOptions
@@ -114,26 +109,3 @@ class Worker:
                 )
                 self._model = Model(shipped.path, shipped.card, session)
             return self._model
-
-
-def check_paths(items: Sequence[Item], folder: str) -> None:
-    """Refuses paths that are others here than where the inputs were taken.
-
-    Args:
-        items: With paths as given there.
-        folder: That was the current folder there.
-
-    Raises:
-        OutputError: One is relative, and that folder is not here.
-    """
-    for item in items:
-        if item.error is not None:
-            continue
-        sources = (item.source.path,) if item.data is None else ()
-        for path in (*sources, *item.targets):
-            if is_url(path) or Path(path).is_absolute() or Path.cwd() == Path(folder):
-                continue
-            raise OutputError(
-                f"{path!r} is in {folder!r}, which {platform.node()!r} does not have",
-                hint="the machines of a cluster need shared folders, or URLs",
-            )

@@ -1,60 +1,69 @@
-"""Whether another machine's files are this one's: its first ones are looked for here."""
+"""Whether the machines of a cluster have the same files: paths are all that they are told."""
 
-import threading
-import time
+import platform
 from collections.abc import Iterable
+from pathlib import Path
 
-from segcli.errors import ImageMissing, OutputError
+from segcli.errors import DeviceError, ImageMissing
+from segcli.inputs import STDIN
+from segcli.pipeline import Item
 from segcli.results import Outcome
 from segcli.storage import exists
 from segcli.urls import is_url
 
-# For so long an NFS client may take a folder for what it was: acdirmax in nfs(5).
-_CACHE_S = 60.0
-_POLL_S = 0.2
-
 _HINT = "the machines of a cluster need shared folders, or URLs"
 
 
-class SharedFiles:
-    """What is known of the machines that read and write the files of a run.
+def check_mark(mark: str) -> None:
+    """Refuses a machine without a file that another one holds where its outputs go.
+
+    Raises:
+        DeviceError: The file is not here.
+    """
+    if not exists(mark):
+        raise DeviceError(
+            f"{str(Path(mark).parent)!r} is another folder on {platform.node()!r}", hint=_HINT
+        )
+
+
+def check_paths(items: Iterable[Item], folder: str) -> None:
+    """Refuses paths that are others here than where the inputs were taken.
 
     Args:
-        here: This machine.
-        stopping: Set when nobody waits for an answer any more.
+        items: With paths as given there.
+        folder: That was the current folder there.
+
+    Raises:
+        DeviceError: One is relative, and that folder is not here.
     """
+    for item in items:
+        if item.error is not None:
+            continue
+        sources = (item.source.path,) if item.data is None else ()
+        for path in (*sources, *item.targets):
+            if is_url(path) or Path(path).is_absolute() or Path.cwd() == Path(folder):
+                continue
+            raise DeviceError(
+                f"{path!r} is in {folder!r}, which {platform.node()!r} does not have", hint=_HINT
+            )
 
-    def __init__(self, here: str, stopping: threading.Event) -> None:
-        self._read, self._written = {here}, {here}
-        self._stopping = stopping
 
-    def check(self, machine: str, outcomes: Iterable[Outcome]) -> None:
-        """Ends a run on a machine with other files, which would fail image after image there.
+def has_read(machine: str, outcomes: Iterable[Outcome]) -> bool:
+    """Tells whether a machine has read a file; nothing else of it is asked then.
 
-        Raises:
-            OutputError: An image is here and not there, or an output is there and not here.
-        """
-        for outcome in outcomes:
-            if machine not in self._read and not is_url(outcome.path):
-                if outcome.status == "ok":
-                    self._read.add(machine)
-                elif isinstance(outcome.error, ImageMissing) and exists(outcome.path):
-                    raise OutputError(f"{outcome.error} on {machine}, and here it is", hint=_HINT)
-            if machine not in self._written and outcome.error is None:
-                for output in outcome.outputs:
-                    if is_url(output):
-                        continue
-                    if not self._appears(output):
-                        raise OutputError(
-                            f"{output!r} was written on {machine} and is not here", hint=_HINT
-                        )
-                    self._written.add(machine)
+    Args:
+        machine: That the Outcomes come from.
+        outcomes: Of images of this machine.
 
-    def _appears(self, path: str) -> bool:
-        deadline = time.monotonic() + _CACHE_S
-        while not exists(path):
-            if time.monotonic() > deadline:
-                return False
-            if self._stopping.wait(_POLL_S):
-                break
-        return True
+    Raises:
+        DeviceError: It had not, and misses one that is here. It would miss all others, faster than
+            other machines do their work.
+    """
+    for outcome in outcomes:
+        if outcome.path == STDIN or is_url(outcome.path):
+            continue
+        if outcome.status == "ok":
+            return True
+        if isinstance(outcome.error, ImageMissing) and exists(outcome.path):
+            raise DeviceError(f"{outcome.error} on {machine!r}, and here it is", hint=_HINT)
+    return False

@@ -192,17 +192,21 @@ def _check_suffix(output: str, format_: Format) -> None:
         )
 
 
-def check_place(plan: OutputPlan) -> None:
+def check_place(plan: OutputPlan) -> str | None:
     """Refuses a place that nothing can be written to; creates nothing.
+
+    Returns:
+        The nearest folder that is there; None where outputs go to no file of one.
 
     Raises:
         OutputError: The nearest existing folder is none, or may not be written.
     """
     if is_url(plan.output):
         # Only a PUT tells what a store allows.
-        return
-    if plan.kind == "stdout" or (plan.kind == "file" and file_status(plan.output)):
-        return
+        return None
+    status = file_status(plan.output) if plan.kind == "file" else None
+    if plan.kind == "stdout" or (status and not S_ISREG(status.st_mode)):
+        return None
     try:
         path = Path(plan.output).absolute()
     except OSError as error:  # the current folder was removed
@@ -215,7 +219,7 @@ def check_place(plan: OutputPlan) -> None:
     elif not os.access(place, os.W_OK | os.X_OK):
         reason = f"{str(place)!r} may not be written"
     else:
-        return
+        return str(place)
     raise OutputError(f"cannot write {plan.output or '.'!r}: {reason}")
 
 

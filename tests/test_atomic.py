@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from segcli import atomic
-from segcli.atomic import sweep_parts, write_atomic
-from segcli.errors import OutputExists, OutputWriteError
+from segcli.atomic import hold_mark, sweep_parts, write_atomic
+from segcli.errors import OutputError, OutputExists, OutputWriteError
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,16 @@ def test_no_clobber(monkeypatch):
     assert Path("new.png").read_bytes() == b"one"
     assert Path("other.png").read_bytes() == b"three"
     assert not parts()
+
+
+def test_a_mark_outlasts_sweeps_and_nothing_else():
+    with hold_mark("in") as mark:
+        sweep_parts("in")
+        assert Path(mark).parent == Path("in")
+        assert Path(mark).is_file()
+    assert not Path(mark).exists()
+    with pytest.raises(OutputError, match="cannot write into 'nowhere': No such file"):
+        hold_mark("nowhere").__enter__()
 
 
 def test_a_link_is_replaced_and_what_it_points_to_stays():

@@ -1,5 +1,6 @@
 import io
 import os
+import platform
 import re
 import signal
 import sys
@@ -94,8 +95,8 @@ class TestCluster:
                 outcome = super().finish(answer, image, blank, card, small=small)
                 if not Path("died").exists():
                     Path("died").touch()
-                    # As if killed between the two.
-                    Path(blank.outputs[1]).unlink()
+                    # As if killed while it wrote the second.
+                    Path(blank.outputs[1]).rename("out/.a.color.png.0123456789ab.segcli-part")
                     os.kill(os.getpid(), signal.SIGKILL)
                 return outcome
 
@@ -105,7 +106,8 @@ class TestCluster:
         Path("out").mkdir()
         Path("out/b.png").write_bytes(b"somebody else's")
         path = tiny_model()
-        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
+        told = []
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), told.append)
         plan = OutputPlan("folder", "out/", (Format.MASK, Format.COLOR))
         outcomes = list(
             model.run_images(
@@ -116,6 +118,9 @@ class TestCluster:
             )
         )
         assert Path("died").exists()
+        assert told == [
+            f"warning: a worker on {platform.node()!r} died: its images are tried again"
+        ]
         assert [o.status for o in outcomes] == ["ok", "error", "ok"]
         assert outcomes[1].error.code == "exists"
         assert Path("out/b.png").read_bytes() == b"somebody else's"
@@ -188,26 +193,21 @@ class TestCluster:
             f"warning: a worker is left out: a worker runs segcli 0.0.1, this is {__version__}"
         ]
 
-    def test_a_machine_that_shares_no_folder(self, tiny_model, picture, monkeypatch):
-        class Elsewhere(Worker):
-            def start(self, shipped):
-                return super().start(shipped)._replace(machine="m7")
+    def test_an_error_that_ends_a_run_says_what_it_says_here(
+        self, tiny_model, picture, monkeypatch
+    ):
+        class Refusing(ClassifyJob):
+            def finish(self, answer, image, blank, card, *, small):
+                raise OutputError("the bucket is gone", hint="make another")
 
-            def attempt(self, *args):
-                outcomes = super().attempt(*args)
-                for outcome in outcomes:
-                    Path(outcome.outputs[0]).unlink()
-                return outcomes
-
-        monkeypatch.setattr(ray_engine, "Worker", Elsewhere)
-        monkeypatch.setattr("segcli.shared_files._CACHE_S", 0.5)
-        path = tiny_model()
-        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
-        job = SegmentJob(plan=OutputPlan("folder", "out/", (Format.MASK,)))
         picture("a.png")
+        path = tiny_model(task="classification", palette=())
+        model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
         sources = open_sources(["a.png"], stdin=io.BytesIO())
-        with pytest.raises(OutputError, match=r"'out/a.png' was written on m7 and is not"):
-            list(model.run_images(sources, job, RunOptions(), stdin=io.BytesIO()))
+        with pytest.raises(OutputError) as failed:
+            list(model.run_images(sources, Refusing(1), RunOptions(), stdin=io.BytesIO()))
+        assert str(failed.value) == "the bucket is gone"
+        assert failed.value.hint == "make another"
 
     def test_a_run_without_workers_is_stopped_at_once(self, tiny_model, picture, monkeypatch):
         class Gone(Worker):

@@ -13,7 +13,7 @@ Exit codes:
   1    finished, some images failed
   2    usage, name collision, no image found
   3    model unknown, missing, damaged, not to be fetched, or its export failed
-  4    device or session
+  4    device, session, or cluster
   5    output cannot be written at all
   70   bug
   130  interrupted

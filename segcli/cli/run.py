@@ -151,6 +151,7 @@ def open_engine(
     threads: int | None,
     single: bool,
     distant: bool,
+    folder: str | None = None,
     offline: bool,
     wait: bool,
 ) -> Iterator[tuple["Engine", int]]:
@@ -169,6 +170,7 @@ def open_engine(
         threads: As asked for.
         single: There is one image.
         distant: Images or outputs are behind URLs.
+        folder: One that is there, and that outputs go below.
         offline: Nothing is fetched.
         wait: The model is to be ready.
 
@@ -181,7 +183,8 @@ def open_engine(
         from segcli.ray_engine import RayModel
 
         path, card = _obtain(name, task, registry, talk, offline=offline)
-        where = replace(ray, workers=workers, threads=threads, device=device, distant=distant)
+        where = replace(ray, workers=workers, threads=threads, device=device)
+        where = replace(where, distant=distant, folder=folder)
         with contextlib.closing(RayModel(path, card, where, talk.note)) as loaded:
             yield loaded, 1
         return

@@ -203,7 +203,7 @@ def segment(
         plan,
         open_sources(known_now, **walk, **part) if known_now else (),  # type: ignore[arg-type]
     )
-    check_place(plan)
+    folder = check_place(plan)
     known = run.open_registry(registry)
     with console.results() as out:
         if dry_run:
@@ -233,6 +233,7 @@ def segment(
             threads=threads,
             single=single,
             distant=any(map(is_url, (*args, root or "", plan.output))),
+            folder=folder,
             offline=offline,
             wait=has_list or STDIN in args,
         ) as (loaded, workers):

@@ -1,6 +1,5 @@
 """``--engine ray``: the files and records of the local engine, whatever becomes of its workers."""
 
-import contextlib
 import json
 import os
 import re
@@ -216,12 +215,12 @@ def test_memory_is_not_shared(segcli_process, tiny_model, picture):
     assert (ran.returncode, codes) == (1, ["missing", None])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5, 4.0])
-def test_a_signal_while_ray_starts(start, finish, tiny_model, picture, number, code, after_s):
+@pytest.fixture
+def begin_start(start, tiny_model, picture):
+    """Starts a run and returns it once it hears signals: while Ray starts."""
     picture("a.png")
     run = ("segment", "--files-from", "-", "-m", tiny_model(), "-o", "out/", "--engine", "ray")
-    process = start(*run)
+    process = start(*run, start_new_session=True)
     # The list goes on for as long as the run does.
     process.stdin.write(b"a.png\n")
     process.stdin.flush()
@@ -229,42 +228,73 @@ def test_a_signal_while_ray_starts(start, finish, tiny_model, picture, number, c
     while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> 14 & 1:
         assert process.poll() is None
         time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5, 4.0])
+def test_a_signal_while_ray_starts(begin_start, finish, number, code, after_s):
     time.sleep(after_s)
-    process.send_signal(number)
-    _, err = finish(process)
-    assert process.returncode == code, err
+    begin_start.send_signal(number)
+    _, err = finish(begin_start)
+    assert begin_start.returncode == code, err
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize("after_s", [0.7, 1.5])
+def test_a_signal_for_all_while_ray_starts(begin_start, finish, after_s):
+    """As ``timeout`` and schedulers send it: what Ray has started so far ends, too."""
+    time.sleep(after_s)
+    sent = time.monotonic()
+    os.killpg(begin_start.pid, signal.SIGTERM)
+    _, err = finish(begin_start)
+    assert begin_start.returncode == 143, err
+    assert time.monotonic() - sent < 20
+
+
 @pytest.fixture
-def cluster(monkeypatch):
-    """A cluster of one core that is there already; yields its address."""
+def ray_start(monkeypatch):
+    """Starts a machine of a cluster, in another view of the file system if need be."""
     for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0")):
         monkeypatch.setenv(name, value)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
-    options = ["--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
-    process = subprocess.Popen(
-        [*command, *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        time.sleep(0.2)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
+    started = []
+
+    def call(*options, view=()):
+        command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
+        process = subprocess.Popen(
+            [*view, *command, "--block", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+        while b"Ray runtime started" not in (line := process.stdout.readline()):
+            assert line, options
+        # What it has to say afterwards is not much.
+        return process
+
+    yield call
+    for process in reversed(started):
         process.terminate()
         process.wait(30)
+        process.stdout.close()
 
 
-def test_a_cluster_that_is_there(segcli_process, start, finish, tiny_model, tree, cluster):
+@pytest.fixture
+def head(ray_start):
+    """Starts the first machine of a cluster with so many cores; returns its address."""
+
+    def call(cores):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ray_start("--head", f"--port={port}", f"--num-cpus={cores}", "--include-dashboard=false")
+        return f"127.0.0.1:{port}"
+
+    return call
+
+
+def test_a_cluster_that_is_there(segcli_process, start, finish, tiny_model, tree, head):
+    cluster = head(1)
     run = ("segment", "in", "-r", "-m", tiny_model(), "--jsonl", "--no-timing", "--device", "cpu")
     there = (*run, "-o", "there", "--engine", "ray", "--ray-address", cluster)
     here = segcli_process(*run, "-o", "here")
@@ -282,6 +312,44 @@ def test_a_cluster_that_is_there(segcli_process, start, finish, tiny_model, tree
     _, err = finish(process)
     assert (process.returncode, err) == (130, b"segcli: interrupted\n")
     assert time.monotonic() - sent < 10
+
+
+# Where "own" is a folder of its own.
+ELSEWHERE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none own && exec "$@"', "sh")
+
+
+def test_a_machine_with_other_files(
+    segcli_process, tiny_model, tree, picture, contents, parts, head, ray_start
+):
+    Path("own").mkdir()
+    try:
+        subprocess.run([*ELSEWHERE, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no leave to mount anything")
+    cluster = head(0)
+    ray_start(f"--address={cluster}", "--num-cpus=1", view=ELSEWHERE)
+    picture("own/a.png")
+    run = ("-m", tiny_model(), "--device", "cpu", "--jsonl", "--no-timing")
+    there = (*run, "--engine", "ray", "--ray-address", cluster, "--workers", "1")
+
+    # Files of an earlier run do not vouch for it.
+    assert segcli_process("segment", "in/00 ü%.png", "-o", "own/out/", *run).returncode == 0
+    before = contents("own")
+    ran = segcli_process("segment", "in/00 ü%.png", "-o", "own/out/", *there)
+    assert (ran.returncode, ran.stdout) == (4, b"")
+    assert ran.stderr.decode().startswith(f"segcli: error: '{Path('own/out').absolute()}' is ano")
+    assert contents("own") == before
+
+    ran = segcli_process("segment", "own/a.png", "-o", "there/", *there)
+    assert (ran.returncode, ran.stdout) == (4, b"")
+    assert b"cannot read 'own/a.png': no such file on " in ran.stderr
+
+    here = segcli_process("segment", "in", "-r", "-o", "here", *run)
+    ran = segcli_process("segment", "in", "-r", "-o", "there", *there)
+    assert ran.returncode == 1, ran.stderr
+    assert records(ran.stdout, "there") == records(here.stdout, "here")
+    assert contents("there") == contents("here")
+    assert parts("own") == parts("there") == parts(".") == []
 
 
 def test_stdout_is_not_a_workers(segcli_process, tiny_model, picture):
