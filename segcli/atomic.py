@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import FileIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -21,8 +21,11 @@ if sys.platform != "win32":
     import fcntl
 
 PART_SUFFIX = ".segcli-part"
+# Not swept with the parts: there are network file systems whose locks hold on one machine only.
+_MARK_SUFFIX = ".segcli-mark"
 
 _NAME_MAX = 255
+_TOKEN_BYTES = 6
 
 # Those of this process, for an end that runs no ``finally``.
 _under_way: set[Path] = set()
@@ -90,41 +93,72 @@ def open_atomic(path: str, *, replace: bool = True) -> Iterator[FileIO]:
 
 
 @contextlib.contextmanager
-def hold_mark(folder: str) -> Iterator[str]:
+def hold_mark(folder: Path) -> Iterator[str]:
     """Yields the path of a file that others see who have the same folder; nothing is left of it.
 
     Raises:
         OutputError: The system does not let it be written.
     """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold_folder(folder))
+            _sweep(str(folder), _MARK_SUFFIX)
+            mark = held.enter_context(_new_mark(folder.absolute()))
+        except OSError as error:
+            raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}") from error
+        yield mark
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it; what is empty of these afterwards is removed.
+
+    Raises:
+        OSError: One cannot be made.
+    """
+    made: list[Path] = []
     try:
-        while True:
-            with _new_part(Path(folder) / "mark") as (part, file), FileIO(part) as mark:
-                # Of some network file systems others see only what is closed.
-                file.close()
-                _lock(mark)
-                # A sweep may have come between the two locks.
-                if os.fstat(mark.fileno()).st_nlink > 0:
-                    yield str(part)
-                    return
-    except OSError as error:
-        raise OutputError(f"cannot write into {folder!r}: {error.strerror}") from error
+        for place in (*reversed(folder.parents), folder):
+            if not place.exists():
+                # Another process may make it, too.
+                with contextlib.suppress(FileExistsError):
+                    place.mkdir()
+                    made.append(place)
+        yield
+    finally:
+        for place in reversed(made):
+            # There may be something in it by now.
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
-def sweep_parts(folder: str) -> None:
+def sweep_parts(folder: str, names: Collection[str] | None = None) -> None:
     """Removes the temporary files that a killed run left directly inside a folder.
 
     Those that a running process still locks stay, and so does what cannot be removed.
+
+    Args:
+        folder: That outputs go to.
+        names: Of the files that were to be written, None for all.
     """
+    _sweep(folder, PART_SUFFIX, None if names is None else set(map(_shorten, names)))
+
+
+def _sweep(folder: str, suffix: str, names: Collection[str] | None = None) -> None:
     if sys.platform == "win32":
         return
     # ValueError: a list entry may hold a NUL.
     with contextlib.suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
         for entry in entries:
-            if not (entry.name.startswith(".") and entry.name.endswith(PART_SUFFIX)):
+            if not (entry.name.startswith(".") and entry.name.endswith(suffix)):
+                continue
+            name = entry.name[1:].removesuffix(suffix).rpartition(".")[0]
+            if names is not None and name not in names:
                 continue
             with contextlib.suppress(OSError):
                 if entry.is_file(follow_symlinks=False):
-                    with FileIO(entry.path) as part:
+                    # Network file systems lock what is open for writing.
+                    with FileIO(entry.path, "r+") as part:
                         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         Path(entry.path).unlink()
 
@@ -160,13 +194,30 @@ def _lock(file: FileIO) -> None:
 
 
 @contextlib.contextmanager
-def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
+def _new_mark(folder: Path) -> Iterator[str]:
+    while True:
+        with _new_part(folder / "run", _MARK_SUFFIX) as (part, file), FileIO(part, "r+") as mark:
+            # Of some network file systems others see only what is closed.
+            file.close()
+            _lock(mark)
+            # A sweep may have come between the two locks.
+            if os.fstat(mark.fileno()).st_nlink > 0:
+                yield str(part)
+                return
+
+
+def _shorten(name: str) -> str:
+    """Returns as much of a name as its part's has room for."""
+    room = _NAME_MAX - len("..") - 2 * _TOKEN_BYTES - len(PART_SUFFIX)
+    return os.fsencode(name)[:room].decode("utf-8", "ignore")
+
+
+@contextlib.contextmanager
+def _new_part(target: Path, suffix: str = PART_SUFFIX) -> Iterator[tuple[Path, FileIO]]:
     """Yields a temporary file beside the target, locked; nothing is left of it after."""
     while True:
-        ending = f".{secrets.token_hex(6)}{PART_SUFFIX}"
-        room = _NAME_MAX - len("." + ending)
-        name = os.fsencode(target.name)[:room].decode("utf-8", "ignore")
-        part = target.with_name(f".{name}{ending}")
+        token = secrets.token_hex(_TOKEN_BYTES)
+        part = target.with_name(f".{_shorten(target.name)}.{token}{suffix}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         _under_way.add(part)
         try:
@@ -180,7 +231,8 @@ def _new_part(target: Path) -> Iterator[tuple[Path, FileIO]]:
         finally:
             # After the file is closed, as Windows removes no open one. Elsewhere the lock has
             # outlasted the rename: by now the part has become the target, or has failed.
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             _under_way.discard(part)
 
 

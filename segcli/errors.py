@@ -16,6 +16,7 @@ per-image branch into error records instead. Nothing else maps exceptions to exi
     |-- OutputError             5   the output place cannot be written at all
     `-- ImageError              1   one image failed, the run goes on
         |-- ImageMissing            record code "missing"
+        |   `-- ImageNotFound           the same
         |-- ImageDecodeError        record code "decode"
         |-- ImageTooLarge           record code "too_large"
         |-- InferenceError          record code "inference"
@@ -122,6 +123,10 @@ class ImageMissing(ImageError):
     """The path does not exist or cannot be read."""
 
     code = "missing"
+
+
+class ImageNotFound(ImageMissing):
+    """The path does not exist."""
 
 
 class ImageDecodeError(ImageError):

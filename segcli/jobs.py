@@ -5,7 +5,7 @@ before the work runs in one place and in the order of the inputs; what it does a
 the answer is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, TypeAlias
 
@@ -16,7 +16,6 @@ from segcli import render, storage
 from segcli.artifact import ModelCard
 from segcli.claims import Claims, claim_targets
 from segcli.encode import Style, draw_overlay, encode_output
-from segcli.errors import OutputExists
 from segcli.formats import Format
 from segcli.inputs import Source
 from segcli.model import Answer, MapSize
@@ -65,7 +64,7 @@ class Job(Protocol):
             ImageError: One is there and may not be replaced.
         """
 
-    def after_death(self) -> "Job":
+    def again(self) -> "Job":
         """Returns the job for images whose worker died: it may have written files of theirs."""
 
     def finish(
@@ -138,7 +137,7 @@ class SegmentJob:
             refuse_pictures(targets)
         return is_done
 
-    def after_death(self) -> "SegmentJob":
+    def again(self) -> "SegmentJob":
         """Returns the job that goes on where a worker may have got to."""
         return replace(self, is_again=True)
 
@@ -147,12 +146,18 @@ class SegmentJob:
     ) -> Outcome:
         """Returns the Outcome with its classes, the files written."""
         assert isinstance(answer, Segmentation)
-        for format_, target in zip(self.plan.formats, blank.outputs, strict=True):
-            data = encode_output(answer, format_, target, card, self.style)
+        outputs: Iterable[tuple[str, bytes]] = (
+            (target, encode_output(answer, format_, target, card, self.style))
+            for format_, target in zip(self.plan.formats, blank.outputs, strict=True)
+        )
+        if self.no_clobber and self.is_again:
+            # One that is somebody else's is told before any is written.
+            outputs = [output for output in outputs if not _is_written(*output)]
+        for target, data in outputs:
             if self.write_stdout is not None and self.plan.kind == "stdout":
                 self.write_stdout(data)
             else:
-                self._write(target, data)
+                storage.write_whole(target, data, replace=not self.no_clobber)
         visible = self.style.visible
         preview = None
         if self.preview_columns:
@@ -166,12 +171,12 @@ class SegmentJob:
             else None,
         )
 
-    def _write(self, target: str, data: bytes) -> None:
-        try:
-            storage.write_whole(target, data, replace=not self.no_clobber)
-        except OutputExists:
-            if not self.is_again or storage.read_start(target, len(data) + 1) != data:
-                raise
+
+def _is_written(target: str, data: bytes) -> bool:
+    if storage.read_start(target, len(data) + 1) == data:
+        return True
+    refuse_existing([target])
+    return False
 
 
 class _NoFiles:
@@ -189,7 +194,7 @@ class _NoFiles:
         """Tells that there is always something to do."""
         return False
 
-    def after_death(self) -> Self:
+    def again(self) -> Self:
         """Returns the job: nothing of it is left behind."""
         return self
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ class RayOptions:
         gpus: GPUs of one actor, of which ONNX Runtime uses the first.
         device: As for ``open_session``; ``auto`` is CUDA or an error where there are GPUs.
         distant: Images or outputs are behind URLs: more of them are under way at once.
-        folder: One of this machine's that outputs go below, which all of a cluster have to share.
+        folder: One of this machine that outputs go below, which all of a cluster have to share.
     """
 
     address: str | None = None
@@ -46,7 +47,7 @@ class RayOptions:
     gpus: float = 0.0
     device: str = "auto"
     distant: bool = False
-    folder: str | None = None
+    folder: Path | None = None
 
 
 def fit(nodes: Sequence[Mapping[str, float]], options: RayOptions) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from segcli.ray_worker import Shipped, Started, Worker
 from segcli.reading import RunOptions, image_error
 from segcli.results import Outcome
 from segcli.session import DISTANT
-from segcli.shared_files import has_read
+from segcli.shared_files import check_images
 
 # An image whose worker has died so often is taken for the reason. After the first time each of a
 # group is tried by itself, and no other such image meanwhile.
@@ -86,6 +86,7 @@ class RayModel:
         self._alone = threading.Lock()
         self._lives = threading.Lock()
         self._closed = False
+        self._is_away = options.address is not None
         self._held = contextlib.ExitStack()
         self._settled: Generator[list[Outcome], None, None] | None = None
         self._last_free = time.monotonic()
@@ -115,7 +116,8 @@ class RayModel:
         self._in_flight = threads * (DISTANT if options.distant else 1) + (not options.distant)
         self._data.append(ray.put(path.read_bytes()))
         mark = None
-        if options.address and options.folder:
+        if self._is_away and options.folder is not None:
+            # Held to the end: Ray may start a worker again anywhere.
             mark = self._held.enter_context(hold_mark(options.folder))
         device = "cuda" if options.gpus and options.device == "auto" else options.device
         actor = ray.remote(Worker).options(
@@ -163,7 +165,7 @@ class RayModel:
             )
         if error is None:
             with self._lives:
-                actor.machine, actor.has_read = words.result().machine, False
+                actor.machine = words.result().machine
                 place = _Place(actor, actor.life)
             self._first = self._first or words.result()
             self._last_free = time.monotonic()
@@ -235,7 +237,7 @@ class RayModel:
                     handle = place.actor.handle
                     outcomes: list[Outcome] = self._ray.get(
                         handle.attempt.remote(
-                            group, self._shipped, job.after_death() if deaths else job, run
+                            group, self._shipped, job.again() if deaths else job, run
                         )
                     )
                 except self._ray.exceptions.RayError as error:
@@ -243,13 +245,14 @@ class RayModel:
                         raise _reason(error) from error
                     deaths += 1
                     self._give_up(place)
-                    for folder in folders_of(path for item in group for path in item.targets):
-                        sweep_parts(str(folder))
+                    targets = [path for item in group for path in item.targets]
+                    for folder in folders_of(targets):
+                        sweep_parts(str(folder), {Path(path).name for path in targets})
                     if group[1:]:
                         break
                 else:
-                    actor = place.actor
-                    actor.has_read = actor.has_read or has_read(actor.machine, outcomes)
+                    if self._is_away:
+                        check_images(place.actor.machine, outcomes)
                     self._last_free = time.monotonic()
                     self._idle.put(place)
                     spent_ms = sum(outcome.elapsed_ms or 0.0 for outcome in outcomes)
@@ -326,12 +329,10 @@ class _Actor:
         life: How often it has died.
         is_out: It cannot work.
         machine: Where it is.
-        has_read: It has read files of this machine.
     """
 
     def __init__(self, handle: _RayObject) -> None:
-        self.handle, self.life, self.is_out = handle, 0, False
-        self.machine, self.has_read = "", False
+        self.handle, self.life, self.is_out, self.machine = handle, 0, False, ""
 
 
 class _Place(NamedTuple):

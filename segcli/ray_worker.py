@@ -68,8 +68,6 @@ class Worker:
             ModelError: It cannot be loaded.
             DeviceError: The device is not to be had, or this machine has other files.
         """
-        if self._mark is not None:
-            check_mark(self._mark)
         model = self._open(shipped)
         return Started(__version__, platform.node(), model.provider, model.fallback, model.threads)
 
@@ -95,6 +93,8 @@ class Worker:
             if self._model is None:
                 import ray
 
+                if self._mark is not None:
+                    check_mark(self._mark)
                 with contextlib.suppress(OSError):
                     os.chdir(self._folder)
                 session: Future[Session] = Future()

@@ -4,8 +4,7 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-from segcli.errors import DeviceError, ImageMissing
-from segcli.inputs import STDIN
+from segcli.errors import DeviceError, ImageNotFound
 from segcli.pipeline import Item
 from segcli.results import Outcome
 from segcli.storage import exists
@@ -48,22 +47,18 @@ def check_paths(items: Iterable[Item], folder: str) -> None:
             )
 
 
-def has_read(machine: str, outcomes: Iterable[Outcome]) -> bool:
-    """Tells whether a machine has read a file; nothing else of it is asked then.
+def check_images(machine: str, outcomes: Iterable[Outcome]) -> None:
+    """Refuses a machine that does not find an image of this one.
+
+    Not for that image's sake: it would miss others, faster than other machines do their work.
 
     Args:
         machine: That the Outcomes come from.
-        outcomes: Of images of this machine.
+        outcomes: Of images.
 
     Raises:
-        DeviceError: It had not, and misses one that is here. It would miss all others, faster than
-            other machines do their work.
+        DeviceError: It says that there is no such file, and here it is.
     """
     for outcome in outcomes:
-        if outcome.path == STDIN or is_url(outcome.path):
-            continue
-        if outcome.status == "ok":
-            return True
-        if isinstance(outcome.error, ImageMissing) and exists(outcome.path):
+        if isinstance(outcome.error, ImageNotFound) and exists(outcome.path):
             raise DeviceError(f"{outcome.error} on {machine!r}, and here it is", hint=_HINT)
-    return False

@@ -8,7 +8,7 @@ from stat import S_ISREG
 
 from segcli import remote, web
 from segcli.atomic import write_atomic
-from segcli.errors import ImageMissing, UsageError
+from segcli.errors import ImageMissing, ImageNotFound, UsageError
 from segcli.urls import is_bucket, is_url, is_url_folder, is_web
 
 
@@ -16,7 +16,7 @@ def read_bytes(path: str) -> bytes:
     """Returns the content of a file or an object.
 
     Raises:
-        ImageMissing: There is none, it is a folder, or it cannot be read.
+        ImageMissing: There is none (ImageNotFound), it is a folder, or it cannot be read.
         UsageError: It is an object, and the extra for them is not installed.
     """
     if is_web(path):
@@ -28,7 +28,7 @@ def read_bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise ImageMissing(f"cannot read {path!r}: no such file") from error
+        raise ImageNotFound(f"cannot read {path!r}: no such file") from error
     except IsADirectoryError as error:
         raise ImageMissing(f"cannot read {path!r}: it is a folder") from error
     except (OSError, ValueError) as error:

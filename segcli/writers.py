@@ -4,7 +4,6 @@
 written here; that is ``storage``'s.
 """
 
-import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
+from segcli.atomic import hold_folder
 from segcli.errors import (
     OutputError,
     OutputExists,
@@ -192,21 +192,17 @@ def _check_suffix(output: str, format_: Format) -> None:
         )
 
 
-def check_place(plan: OutputPlan) -> str | None:
+def check_place(plan: OutputPlan) -> None:
     """Refuses a place that nothing can be written to; creates nothing.
-
-    Returns:
-        The nearest folder that is there; None where outputs go to no file of one.
 
     Raises:
         OutputError: The nearest existing folder is none, or may not be written.
     """
     if is_url(plan.output):
         # Only a PUT tells what a store allows.
-        return None
-    status = file_status(plan.output) if plan.kind == "file" else None
-    if plan.kind == "stdout" or (status and not S_ISREG(status.st_mode)):
-        return None
+        return
+    if plan.kind == "stdout" or (plan.kind == "file" and file_status(plan.output)):
+        return
     try:
         path = Path(plan.output).absolute()
     except OSError as error:  # the current folder was removed
@@ -219,7 +215,7 @@ def check_place(plan: OutputPlan) -> str | None:
     elif not os.access(place, os.W_OK | os.X_OK):
         reason = f"{str(place)!r} may not be written"
     else:
-        return str(place)
+        return
     raise OutputError(f"cannot write {plan.output or '.'!r}: {reason}")
 
 
@@ -248,6 +244,19 @@ def refuse_other_content(path: str, starts: tuple[bytes, ...], kind: str) -> Non
         )
 
 
+def output_folder(plan: OutputPlan) -> Path | None:
+    """Returns the folder that all outputs are below; None where they are no files of this machine.
+
+    It need not be there.
+    """
+    if plan.kind == "folder":
+        return None if is_url(plan.output) else Path(plan.output)
+    status = file_status(plan.output)
+    if plan.kind == "stdout" or is_url(plan.output) or (status and not S_ISREG(status.st_mode)):
+        return None
+    return Path(plan.output).parent
+
+
 def check_folders(plan: OutputPlan) -> None:
     """Refuses an output folder that cannot be made, by making it; it is left as it was.
 
@@ -257,25 +266,14 @@ def check_folders(plan: OutputPlan) -> None:
     Raises:
         OutputError: It cannot be made.
     """
-    if plan.kind == "stdout" or is_url(plan.output):
+    folder = output_folder(plan)
+    if folder is None:
         return
-    folder = Path(plan.output) if plan.kind == "folder" else Path(plan.output).parent
-    made: list[Path] = []
     try:
-        for place in (*reversed(folder.parents), folder):
-            if not place.exists():
-                place.mkdir()
-                made.append(place)
-    except FileExistsError:
-        # Another process makes it, too.
-        pass
+        with hold_folder(folder):
+            pass
     except OSError as error:
         raise OutputError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
-    finally:
-        for place in reversed(made):
-            # Another process may have written into it by now.
-            with contextlib.suppress(OSError):
-                place.rmdir()
 
 
 def refuse_pictures(targets: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segcli import atomic
-from segcli.atomic import hold_mark, sweep_parts, write_atomic
+from segcli.atomic import hold_mark, open_atomic, sweep_parts, write_atomic
 from segcli.errors import OutputError, OutputExists, OutputWriteError
 
 
@@ -121,13 +121,42 @@ def test_no_clobber(monkeypatch):
 
 
 def test_a_mark_outlasts_sweeps_and_nothing_else():
-    with hold_mark("in") as mark:
-        sweep_parts("in")
-        assert Path(mark).parent == Path("in")
+    with hold_mark(Path("new/out")) as mark:
+        sweep_parts("new/out")
+        # Another run's, and what one left that was killed.
+        old = Path("new/out/.run.0123456789ab.segcli-mark")
+        old.touch()
+        with hold_mark(Path("new/out")) as other:
+            assert Path(other).is_file()
+        assert not old.exists()
         assert Path(mark).is_file()
-    assert not Path(mark).exists()
-    with pytest.raises(OutputError, match="cannot write into 'nowhere': No such file"):
-        hold_mark("nowhere").__enter__()
+        assert Path(mark).parent == Path("new/out").absolute()
+    assert not Path("new").exists()
+    with pytest.raises(OutputError, match=r"cannot write into 'a.jpg/out': Not a directory"):
+        hold_mark(Path("a.jpg/out")).__enter__()
+
+
+def test_parts_of_some_names_are_swept_alone():
+    left = []
+    for name in ("a.png", "b.png", "ü" * 127):
+        with open_atomic(f"in/{name}"):
+            left += parts("in")
+    for part in left:
+        Path("in", part).touch()
+    sweep_parts("in", {"a.png", "ü" * 127})
+    assert parts("in") == [left[1]]
+    assert left[1].startswith(".b.png.")
+
+
+def test_what_cannot_be_tidied_up_is_written_all_the_same(monkeypatch):
+    """As on a file system that turns read-only right after."""
+
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    write_atomic("a.png", b"one")
+    assert Path("a.png").read_bytes() == b"one"
 
 
 def test_a_link_is_replaced_and_what_it_points_to_stays():

@@ -104,7 +104,7 @@ class TestCluster:
         for name in names:
             picture(name)
         Path("out").mkdir()
-        Path("out/b.png").write_bytes(b"somebody else's")
+        Path("out/b.color.png").write_bytes(b"somebody else's")
         path = tiny_model()
         told = []
         model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), told.append)
@@ -123,9 +123,9 @@ class TestCluster:
         ]
         assert [o.status for o in outcomes] == ["ok", "error", "ok"]
         assert outcomes[1].error.code == "exists"
-        assert Path("out/b.png").read_bytes() == b"somebody else's"
+        assert Path("out/b.color.png").read_bytes() == b"somebody else's"
         assert sorted(p.name for p in Path("out").iterdir()) == sorted(
-            ["a.png", "a.color.png", "b.png", "c.png", "c.color.png"]
+            ["a.png", "a.color.png", "b.color.png", "c.png", "c.color.png"]
         )
 
     def test_a_worker_that_dies_while_it_loads_the_model_is_started_again(

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from segcli.atomic import hold_mark
-from segcli.errors import DeviceError, ImageDecodeError, ImageMissing
+from segcli.errors import DeviceError, ImageMissing, ImageNotFound
 from segcli.inputs import Source
 from segcli.pipeline import Item
 from segcli.results import Outcome
-from segcli.shared_files import check_mark, check_paths, has_read
+from segcli.shared_files import check_images, check_mark, check_paths
 
 
 def item(path, *targets, data=None):
@@ -37,7 +37,7 @@ def test_relative_paths_need_the_folder(given, tmp_path, monkeypatch):
 
 
 def test_a_mark_that_only_another_machine_sees(tmp_path):
-    with hold_mark(str(tmp_path)) as mark:
+    with hold_mark(tmp_path) as mark:
         check_mark(mark)
     with pytest.raises(DeviceError, match="is another folder on") as failed:
         check_mark(mark)
@@ -45,26 +45,23 @@ def test_a_mark_that_only_another_machine_sees(tmp_path):
     assert failed.value.hint == "the machines of a cluster need shared folders, or URLs"
 
 
-def ok(path):
-    return Outcome(path, "ok", "m", "p")
-
-
-def failed(path, kind=ImageMissing):
-    return Outcome(path, "error", "m", "p", error=kind(f"cannot read {path!r}: no such file"))
-
-
-def test_an_image_that_only_this_machine_has(tmp_path, monkeypatch):
+def test_an_image_that_another_machine_does_not_find(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("a.jpg").touch()
-    assert not has_read("m7", [failed("nowhere.jpg"), failed("a.jpg", ImageDecodeError)])
-    with pytest.raises(DeviceError, match=r"'a.jpg': no such file on 'm7', and here it is"):
-        has_read("m7", [failed("nowhere.jpg"), failed("a.jpg"), ok("b.jpg")])
-    # One that comes to be while its machine looks for it.
-    assert has_read("m7", [ok("b.jpg"), failed("a.jpg")])
+    Path("here.jpg").touch()
 
+    def outcome(path, kind):
+        return Outcome(path, "error", "m", "p", error=kind(f"cannot read {path!r}: no such file"))
 
-def test_what_says_nothing_of_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("-").touch()
-    said = [ok("s3://bucket/a.jpg"), failed("https://example.org/a.jpg"), ok("-"), failed("-")]
-    assert not has_read("m7", said)
+    check_images(
+        "m7",
+        [
+            Outcome("here.jpg", "ok", "m", "p"),
+            outcome("nowhere.jpg", ImageNotFound),
+            # It may not be read there: one image's fault.
+            outcome("here.jpg", ImageMissing),
+        ],
+    )
+    said = r"cannot read 'here.jpg': no such file on 'm7', and here it is"
+    with pytest.raises(DeviceError, match=said) as failed:
+        check_images("m7", [outcome("here.jpg", ImageNotFound)])
+    assert failed.value.hint == "the machines of a cluster need shared folders, or URLs"

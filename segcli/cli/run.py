@@ -151,7 +151,7 @@ def open_engine(
     threads: int | None,
     single: bool,
     distant: bool,
-    folder: str | None = None,
+    folder: Path | None = None,
     offline: bool,
     wait: bool,
 ) -> Iterator[tuple["Engine", int]]:
@@ -170,7 +170,7 @@ def open_engine(
         threads: As asked for.
         single: There is one image.
         distant: Images or outputs are behind URLs.
-        folder: One that is there, and that outputs go below.
+        folder: One of this machine that outputs go below.
         offline: Nothing is fetched.
         wait: The model is to be ready.
 

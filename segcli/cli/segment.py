@@ -26,6 +26,7 @@ from segcli.writers import (
     all_exist,
     check_folders,
     check_place,
+    output_folder,
     plan_output,
     refuse_existing,
     refuse_pictures,
@@ -203,7 +204,7 @@ def segment(
         plan,
         open_sources(known_now, **walk, **part) if known_now else (),  # type: ignore[arg-type]
     )
-    folder = check_place(plan)
+    check_place(plan)
     known = run.open_registry(registry)
     with console.results() as out:
         if dry_run:
@@ -233,7 +234,7 @@ def segment(
             threads=threads,
             single=single,
             distant=any(map(is_url, (*args, root or "", plan.output))),
-            folder=folder,
+            folder=output_folder(plan),
             offline=offline,
             wait=has_list or STDIN in args,
         ) as (loaded, workers):
