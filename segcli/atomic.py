@@ -96,6 +96,8 @@ def open_atomic(path: str, *, replace: bool = True) -> Iterator[FileIO]:
 def hold_mark(folder: Path) -> Iterator[str]:
     """Yields the path of a file that others see who have the same folder; nothing is left of it.
 
+    Those of killed runs, which nobody locks any more, are removed before.
+
     Raises:
         OutputError: The system does not let it be written.
     """

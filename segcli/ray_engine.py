@@ -346,9 +346,8 @@ def _reason(error: BaseException) -> Exception:
     """Returns what segcli itself raised in a worker, else a DeviceError with what Ray says."""
     # What a worker raises comes as Ray's error and its own at once, with a traceback for a message.
     cause = getattr(error, "cause", None) or error
-    if isinstance(cause, SegcliError):
-        return cause
-    if cause is not error and isinstance(cause, Exception) and not isinstance(cause, ImportError):
+    is_raised = isinstance(cause, SegcliError) or cause is not error
+    if is_raised and isinstance(cause, Exception) and not isinstance(cause, ImportError):
         return cause
     reason = str(cause).strip().rpartition("\n")[2]
     return DeviceError(

@@ -183,8 +183,14 @@ def open_engine(
         from segcli.ray_engine import RayModel
 
         path, card = _obtain(name, task, registry, talk, offline=offline)
-        where = replace(ray, workers=workers, threads=threads, device=device)
-        where = replace(where, distant=distant, folder=folder)
+        where = replace(
+            ray,
+            workers=workers,
+            threads=threads,
+            device=device,
+            distant=distant,
+            folder=folder,
+        )
         with contextlib.closing(RayModel(path, card, where, talk.note)) as loaded:
             yield loaded, 1
         return
