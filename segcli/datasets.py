@@ -208,7 +208,7 @@ def open_dataset(
 def _listed(path: Path, *, needed: bool) -> frozenset[str] | None:
     """Returns the stems in the list of a split, None where there is none and none is needed."""
     try:
-        return frozenset(path.read_text("utf-8", "surrogateescape").split())
+        return frozenset(path.read_text("utf-8-sig", "surrogateescape").split())
     except OSError as error:
         if not needed:
             return None

@@ -14,6 +14,7 @@ from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
 from segcli.errors import SegcliError, UsageError
+from segcli.file_lists import list_entries
 from segcli.object_folder import is_object_folder, walk_objects
 from segcli.own_png import is_segcli_png
 from segcli.remote import object_exists
@@ -161,7 +162,7 @@ def open_sources(
         stdin: Read for a list named ``-`` and for nothing else.
 
     Raises:
-        UsageError: A list cannot be opened, or there was no input at all.
+        UsageError: A list cannot be read, or there was no input at all.
     """
     suffixes = _suffixes(extensions)
 
@@ -175,7 +176,8 @@ def open_sources(
                 yield Source(arg, url_name(arg) if is_url(arg) else Path(arg).name, "file")
         for name, separator in ((files_from, b"\n"), (files0_from, b"\0")):
             if name is not None:
-                for entry in map(_entry_path, _entries(name, separator, stdin)):
+                stream = stdin if name == STDIN else None
+                for entry in list_entries(name, separator, stream):
                     yield Source(entry, _place(entry, root), "list")
 
     if len(args) == 1 and is_url_folder(args[0]) and files_from is None and files0_from is None:
@@ -340,37 +342,3 @@ def _place(entry: str, root: str | None) -> str:
     except ValueError:  # empty, or another drive
         return entry
     return relative
-
-
-def _entries(name: str, separator: bytes, stdin: BinaryIO) -> Iterator[str]:
-    if name == STDIN:
-        yield from _split(stdin, separator)
-        return
-    try:
-        with Path(plain_path(name)).open("rb") as file:
-            yield from _split(file, separator)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"cannot read the list {name!r}: {reason}") from error
-
-
-def _entry_path(entry: str) -> str:
-    try:
-        return plain_path(entry)
-    except UsageError:  # the record of a missing file names it
-        return entry
-
-
-def _split(stream: BinaryIO, separator: bytes) -> Iterator[str]:
-    # read1 returns what a pipe holds by now; read would wait for the full block.
-    read = getattr(stream, "read1", stream.read)
-    rest = b""
-    while block := read(1 << 16):
-        *items, rest = (rest + block).split(separator)
-        yield from (_decode(item, separator) for item in items)
-    if last := _decode(rest, separator):
-        yield last
-
-
-def _decode(item: bytes, separator: bytes) -> str:
-    return os.fsdecode(item.removesuffix(b"\r") if separator == b"\n" else item)

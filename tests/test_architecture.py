@@ -65,6 +65,7 @@ GROUPS = (
     {
         "model",
         "network",
+        "file_lists",
         "inputs",
         "writers",
         "claims",

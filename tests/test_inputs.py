@@ -12,7 +12,6 @@ from segcli.errors import UsageError
 from segcli.inputs import (
     Source,
     check_arguments,
-    file_identity,
     open_sources,
 )
 
@@ -211,26 +210,6 @@ def test_lists_name_urls(tmp_path):
 def test_nul_list_keeps_newlines(tree):
     Path("list").write_bytes(b"a\n.jpg\0b\r\0c.jpg")
     assert [s.path for s in sources(files0_from="list")] == ["a\n.jpg", "b\r", "c.jpg"]
-
-
-@given(
-    st.lists(
-        st.text(st.characters(blacklist_characters="\0", codec="utf-8"), min_size=1)
-        # Another spelling of a path.
-        .filter(lambda name: not name.lower().startswith("file://"))
-    ),
-    st.integers(1, 9),
-)
-def test_any_names_survive_a_nul_list_in_any_blocks(names, block):
-    class Slow(io.BytesIO):
-        def read1(self, size=-1):
-            return super().read1(min(size, block))
-
-    text = b"\0".join(map(os.fsencode, names))
-    if names:
-        found = sources(files0_from="-", stdin=Slow(text))
-        missing = [n for n in dict.fromkeys(names) if file_identity(n) is None]
-        assert [s.path for s in found if file_identity(s.path) is None] == missing
 
 
 def test_list_is_read_while_it_is_written():

@@ -104,6 +104,11 @@ CASES = {
     "images only in subfolders, without `-r`": lambda f: [f.picture("in/b/a.png").parents[1], *OUT],
     "nothing on stdin": lambda f: ["-", *OUT],
     "a list that names nothing": lambda f: ["--files-from", written("list", ""), *OUT],
+    "a list in UTF-16": lambda f: [
+        "--files-from",
+        written("list", f"{f.picture('a.png')}\n".encode("utf-16")),
+        *OUT,
+    ],
     "an empty line in a list": lambda f: ["--files-from", written("list", "\n"), *OUT],
     "a folder in a list": lambda f: [
         "--files-from",
