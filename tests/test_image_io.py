@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from segcli import __version__
+from segcli.encoders import encode_palette_png
 from segcli.errors import ImageDecodeError, ImageError, ImageTooLarge
-from segcli.image_io import (
-    decode_image,
-    decode_labels,
-    decode_reduced,
-    encode_gray16_png,
-    encode_id_png,
-    encode_jpeg,
-    encode_palette_png,
-    encode_png_rgb,
-)
+from segcli.image_io import decode_image, decode_labels, decode_reduced
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
 RNG = np.random.default_rng(7)
@@ -403,48 +394,6 @@ def test_threads_agree():
         np.testing.assert_array_equal(image, decode_image(data, "a"))
 
 
-def test_png_round_trips():
-    rgba = RNG.integers(0, 256, (5, 7, 4), dtype=np.uint8)
-    grey16 = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
-    for array, data in (
-        (rgba[..., :3], encode_png_rgb(rgba[..., :3])),
-        (rgba, encode_png_rgb(rgba)),
-        (grey16, encode_gray16_png(grey16)),
-    ):
-        with Image.open(io.BytesIO(data)) as image:
-            np.testing.assert_array_equal(np.array(image), array)
-            assert image.text == {"Software": f"segcli {__version__}"}
-
-
-@pytest.mark.parametrize("count", [1, 2, 16, 150, 256])
-def test_palette_png_pixel_is_the_class_id(count):
-    # Ids beyond the palette too, as the void label 255 is.
-    class_map = RNG.integers(0, 256, (40, 50), dtype=np.uint8)
-    palette = RNG.integers(0, 256, (count, 3), dtype=np.uint8)
-    data = encode_palette_png(class_map, palette, {"model": "segformer-b0 é"})
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(np.array(image), class_map)
-        assert image.text["model"] == "segformer-b0 é"
-    padded = np.zeros((256, 3), np.uint8)
-    padded[:count] = palette
-    np.testing.assert_array_equal(decode_image(data, "a"), padded[class_map])
-
-
-def test_encoding_is_repeatable_and_leaves_its_input_alone():
-    image = photo()
-    image.flags.writeable = False
-    assert encode_png_rgb(image) == encode_png_rgb(image)
-    assert encode_jpeg(image, 80) == encode_jpeg(image, 80)
-
-
-def test_jpeg_quality():
-    low, high = encode_jpeg(photo(), 30), encode_jpeg(photo(), 95)
-    assert len(low) < len(high)
-    error = np.abs(decode_image(high, "a").astype(int) - photo())
-    assert error.mean() < 8
-
-
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_jpeg_is_reduced_to_no_less_than_what_is_needed(orientation):
     exif = Image.Exif()
@@ -492,7 +441,7 @@ def test_pixels_that_come_in_strips_are_those_of_the_whole(monkeypatch, orientat
     exif[0x0112] = orientation
     data = saved(photo(), "PNG", exif=exif)
     whole = decode_image(data, "a.png")
-    monkeypatch.setattr("segcli.image_io._STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr("segcli.samples._STRIP_PIXELS", strip_pixels)
     assert np.array_equal(decode_image(data, "a.png"), whole)
     assert whole.shape == ((97, 131, 3) if orientation < 5 else (131, 97, 3))
 
@@ -577,13 +526,3 @@ def test_labels_have_the_limits_of_images():
         decode_labels(data, "a", max_pixels=11)
     with pytest.raises(ImageDecodeError, match="truncated PNG"):
         decode_labels(data[:-20], "a")
-
-
-def test_id_png_keeps_ids_in_channels_of_8_bits():
-    narrow = np.array([[0, 7, 255]], np.uint8)
-    decoded = Image.open(io.BytesIO(encode_id_png(narrow)))
-    assert decoded.mode == "L"
-    assert np.asarray(decoded).tolist() == [[0, 7, 255]]
-    wide = np.array([[0, 255, 256, 65535]], np.uint16)
-    decoded = Image.open(io.BytesIO(encode_id_png(wide)))
-    assert np.asarray(decoded).tolist() == [[[0, 0, 0], [255, 0, 0], [0, 1, 0], [255, 255, 0]]]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segcli.image_io import (
+from segcli.encoders import (
     encode_gray16_png,
     encode_gray_png,
     encode_jpeg,

@@ -449,7 +449,7 @@ def _figures(
 def _draw_confusion(path: str, state: "EvalState", class_names: Sequence[str]) -> None:
     from segcli.atomic import write_atomic
     from segcli.confusion_picture import draw_confusion
-    from segcli.image_io import encode_png_rgb
+    from segcli.encoders import encode_png_rgb
 
     write_atomic(path, encode_png_rgb(draw_confusion(state.confusion, class_names)))
 
