@@ -135,5 +135,23 @@ def plain_path(path: str) -> str:
     return os.fsdecode(unquote_to_bytes(path[start.end() :]))
 
 
+def refuse_url(option: str, path: str) -> None:
+    """Raises UsageError where an option that takes a file is given a URL."""
+    if is_url(path):
+        raise UsageError(f"{option} {path!r} is a URL, expected a file on this machine")
+
+
+def local_file(option: str, path: str | None) -> str | None:
+    """Returns what an option that takes a file names, ``file://`` in front of it or not.
+
+    Raises:
+        UsageError: It is on another machine.
+    """
+    if path is None:
+        return None
+    refuse_url(option, path)
+    return plain_path(path)
+
+
 def _without_query(url: str) -> str:
     return url.partition("#")[0].partition("?")[0]

@@ -73,7 +73,7 @@ def bench(
 
     segcli bench photo.jpg --workers 1 --runs 50
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines, progress
 
     args = inputs or []
     talk = console.Talk(quiet=quiet, verbose=verbose)
@@ -92,7 +92,7 @@ def bench(
         talk.image_error(error)
 
     with console.results() as out:
-        names = run.open_registry(registry)
+        names = engines.open_registry(registry)
         from segcli.store import obtain
 
         # Before the clock starts: it may fetch and export.
@@ -102,14 +102,14 @@ def bench(
         from segcli.benchmark import measure
         from segcli.measurements import BenchOptions
 
-        workers, threads = run.default_workers(workers, threads, single=False)
+        workers, threads = engines.default_workers(workers, threads, single=False)
         defaults = BenchOptions()
         limit = max_pixels or defaults.max_pixels
         if size_wh and size_wh[0] * size_wh[1] > limit:
             raise UsageError(f"--size {size} is more than {limit} pixels")
 
         def load(workers: int, threads: int) -> "Model":
-            loaded = run.open_model(
+            loaded = engines.open_model(
                 str(path),
                 None,
                 names,
@@ -119,10 +119,10 @@ def bench(
                 shared=workers > 1,
                 offline=offline,
             )
-            run.announce(loaded, talk)
+            engines.announce(loaded, talk)
             return loaded
 
-        with run.status(talk) as show:
+        with progress.status(talk) as show:
 
             def tell(text: str) -> None:
                 show(text)

@@ -82,7 +82,7 @@ def classify(
 
     segcli classify photos/ -r -m mobilenet-v2 --jsonl | jq -r .labels[0].name
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines, pages, run
 
     args = resolve_arguments(inputs or [])
     talk = console.Talk(quiet=quiet, verbose=verbose)
@@ -92,7 +92,7 @@ def classify(
     if (as_csv or records != "text") and (dry_run or null):
         raise UsageError("--dry-run and --null go with plain text, not with records or --csv")
     end = b"\0" if null else b"\n"
-    report = run.check_page(report)
+    report = pages.check_page(report)
     walk = {
         "recursive": recursive,
         "extensions": (
@@ -104,16 +104,16 @@ def classify(
     }
     check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
-    ray = run.parse_engine(engine, ray_address, gpus_per_worker, args)
+    ray = engines.parse_engine(engine, ray_address, gpus_per_worker, args)
     with console.results() as out:
-        names = run.open_registry(registry)
+        names = engines.open_registry(registry)
         name = model or _first_on_this_machine(names)
         if dry_run:
-            run.find_model(name, "classification", names)
+            engines.find_model(name, "classification", names)
             sources = open_sources(args, **walk, **part)  # type: ignore[arg-type]
             raise typer.Exit(run.dry_run(sources, None, out, talk, end=end))
         has_list = files_from is not None or files0_from is not None
-        with run.open_engine(
+        with engines.open_engine(
             *(ray, name, "classification", names, talk),
             device=device,
             workers=workers,
@@ -127,7 +127,7 @@ def classify(
             from segcli.jobs import ClassifyJob
             from segcli.reading import RunOptions
 
-            outcomes = run.run_images(
+            outcomes = engines.run_images(
                 loaded,
                 open_sources(args, **walk, **part),  # type: ignore[arg-type]
                 ClassifyJob(top_k),
@@ -142,7 +142,7 @@ def classify(
                 ),
                 stdin=sys.stdin.buffer,
             )
-            with run.open_page(report, "classify", loaded) as page:
+            with pages.open_page(report, "classify", loaded) as page:
                 code = run.report(
                     outcomes,
                     out,

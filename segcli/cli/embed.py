@@ -19,7 +19,7 @@ from segcli.inputs import (
     resolve_arguments,
 )
 from segcli.shards import parse_shard
-from segcli.urls import is_url
+from segcli.urls import is_url, local_file
 from segcli.writers import OutputPlan, check_place, refuse_other_content
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def embed(
 
     segcli embed photos/ -m features.onnx --layer expansion_13 --pool 7x7 --resize 320x320 -o x.npy
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines, run
     from segcli.pooling import POOLS
     from segcli.protocol import parse_protocol
 
@@ -121,7 +121,7 @@ def embed(
         raise UsageError(f"--pool {pool!r} is not {', '.join(POOLS)}")
     if output is None and records == "text":
         raise UsageError("nowhere to write to", hint="-o FILE.npy, -o FILE.npz or --jsonl")
-    output = run.local_file("-o", output)
+    output = local_file("-o", output)
     _check_output(output)
     protocol = parse_protocol(resize, None, None, None)
     walk = {
@@ -132,12 +132,12 @@ def embed(
     }
     check_arguments(args, **walk, remote=True)  # type: ignore[arg-type]
     part = {"shard": parse_shard(shard), "stdin": sys.stdin.buffer}
-    ray = run.parse_engine(engine, ray_address, gpus_per_worker, args)
+    ray = engines.parse_engine(engine, ray_address, gpus_per_worker, args)
     has_list = files_from is not None or files0_from is not None
     with (
         console.results() as out,
-        run.open_engine(
-            *(ray, model, "features", run.open_registry(registry), talk),
+        engines.open_engine(
+            *(ray, model, "features", engines.open_registry(registry), talk),
             device=device,
             workers=workers,
             threads=threads,
@@ -152,7 +152,7 @@ def embed(
         from segcli.jobs import EmbedJob
         from segcli.reading import RunOptions
 
-        outcomes = run.run_images(
+        outcomes = engines.run_images(
             loaded,
             open_sources(args, **walk, **part),  # type: ignore[arg-type]
             EmbedJob(choose_layer(layer, loaded.card.output_names), pool),

@@ -2,19 +2,18 @@
 
 import os
 import sys
-import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segcli.cli import options as o
-from segcli.errors import ExitCode, ImageError, UsageError
+from segcli.errors import ExitCode, UsageError
 from segcli.inputs import (
     DEFAULT_EXTENSIONS,
     STDIN,
@@ -24,25 +23,17 @@ from segcli.inputs import (
 )
 from segcli.onnx_file import digest
 from segcli.own_png import is_segcli_png
+from segcli.urls import local_file
 from segcli.writers import OutputPlan, check_folders, check_place, refuse_other_content
 
 if TYPE_CHECKING:
-    from segcli.class_truth import ClassIds, LabelledImage
-    from segcli.cli.console import Results, Talk
     from segcli.datasets import Dataset
-    from segcli.eval_state import EvalState
     from segcli.evaluation import Judged
     from segcli.inputs import Source
     from segcli.model import Model
-    from segcli.protocol import Protocol
-    from segcli.reading import RunOptions
-    from segcli.report import Report
 
 # 18 pixels each: more make pictures that no viewer opens.
 _MOST_DRAWN = 256
-
-# The state is written so often, and at the end.
-_SAVE_EVERY_S = 10.0
 
 
 class Layout(StrEnum):
@@ -153,7 +144,7 @@ def evaluate(
 
     segcli eval val/ -r --truth val/ -m mobilenet-v2 --json
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines, eval_output, eval_run, pages
     from segcli.protocol import parse_protocol
 
     args = inputs or []
@@ -163,10 +154,10 @@ def evaluate(
     if STDIN in args:
         raise UsageError("stdin ('-') is one image, and has no truth")
     protocol = parse_protocol(resize, tile, overlap, augment)
-    report = run.check_page(report)
-    state = run.local_file("--state", state)
-    table = run.local_file("--csv", table)
-    picture = run.local_file("--confusion", picture)
+    report = pages.check_page(report)
+    state = local_file("--state", state)
+    table = local_file("--csv", table)
+    picture = local_file("--confusion", picture)
     _check_files(state, table, picture, report)
     if report is not None and state is not None:
         raise UsageError("--report shows the images of one run, and --state leaves some out")
@@ -179,9 +170,9 @@ def evaluate(
         "root": root,
     }
     with console.results() as out:
-        names = run.open_registry(registry)
-        workers, threads = run.default_workers(workers, threads, single=False)
-        loaded = run.open_model(
+        names = engines.open_registry(registry)
+        workers, threads = engines.default_workers(workers, threads, single=False)
+        loaded = engines.open_model(
             model,
             None,
             names,
@@ -232,34 +223,42 @@ def evaluate(
             **{key: str(value) for key, value in asdict(protocol).items()},
             "loss": loss,
         }
-        run.announce(loaded, talk)
+        engines.announce(loaded, talk)
         judged: Callable[[Container[str]], Iterator[Judged]]
         if dataset:
             judged = partial(
-                _judge_masks, sources, limit, loaded, dataset, options, ignore_index, loss
+                eval_run.judge_masks, sources, limit, loaded, dataset, options, ignore_index, loss
             )
             class_names = loaded.card.class_names
         else:
             from segcli.class_truth import open_class_truth
 
             ids, paired = open_class_truth(truth, loaded.card.class_names, num_true=truth_classes)
-            judged = partial(_judge_labels, paired(sources), loaded, ids, options)
+            judged = partial(eval_run.judge_labels, paired(sources), loaded, ids, options)
             class_names = ids.names
-        with run.open_page(report, "eval", loaded) as page:
-            counted, failed = _count(
-                judged, EvalFiles(state, table), identity, loaded, len(class_names), talk, page
+        with pages.open_page(report, "eval", loaded) as page:
+            counted, failed = eval_run.count_all(
+                judged,
+                eval_run.EvalFiles(state, table),
+                identity,
+                loaded,
+                len(class_names),
+                talk,
+                page,
             )
-            found = _figures(counted, loaded, class_names, protocol, failed, loss=loss)
+            found = eval_output.figures_of(
+                counted, loaded, class_names, protocol, failed, loss=loss
+            )
             if page is not None:
                 page.close(found)
         if picture is not None:
-            _draw_confusion(picture, counted, class_names)
+            eval_output.write_confusion(picture, counted, class_names)
         if as_json:
             console.dump_json(out, found)
         elif out.isatty():
-            _draw(found, out)
+            eval_output.draw_table(found, out)
         else:
-            _write_lines(found, out)
+            eval_output.write_lines(found, out)
         talk.note(f"{found['images']} images, {failed} failed, on {loaded.provider}")
     raise typer.Exit(ExitCode.SOME_FAILED if failed else ExitCode.OK)
 
@@ -294,13 +293,6 @@ def _check_files(
         refuse_other_content(table, (b"path,status,",), "a table of images")
 
 
-class EvalFiles(NamedTuple):
-    """The files that an evaluation keeps as it goes on, where they are asked for."""
-
-    state: str | None
-    table: str | None
-
-
 def _open_dataset(
     model: "Model", truth: str, layout: Layout, split: str | None, reduce_labels: bool | None
 ) -> "Dataset | None":
@@ -320,177 +312,3 @@ def _open_dataset(
 def _is_root(args: list[str], truth: str) -> bool:
     """Tells whether the images are those of the data set itself: its root, or none named."""
     return not args or (len(args) == 1 and file_identity(args[0]) == file_identity(truth))
-
-
-def _judge_masks(
-    sources: Iterable["Source"],
-    limit: int | None,
-    model: "Model",
-    dataset: "Dataset",
-    options: "RunOptions",
-    ignore_index: int,
-    loss: bool,
-    done: Container[str],
-) -> Iterator["Judged"]:
-    from segcli.evaluation import judge_segmentation
-
-    samples = (s for s in islice(dataset.samples(sources), limit) if s.source.path not in done)
-    return judge_segmentation(
-        samples, model, dataset, options, ignore_index=ignore_index, loss=loss
-    )
-
-
-def _judge_labels(
-    images: Iterable["LabelledImage"],
-    model: "Model",
-    ids: "ClassIds",
-    options: "RunOptions",
-    done: Container[str],
-) -> Iterator["Judged"]:
-    from segcli.evaluation import judge_classification
-
-    left = (image for image in images if image.source.path not in done)
-    return judge_classification(left, model, ids, options)
-
-
-def _count(
-    judged: Callable[[Container[str]], Iterator["Judged"]],
-    files: EvalFiles,
-    identity: Mapping[str, str | int | None],
-    model: "Model",
-    num_classes: int,
-    talk: "Talk",
-    page: "Report | None",
-) -> tuple["EvalState", int]:
-    """Returns what all images come to, and how many failed."""
-    from segcli.atomic import write_atomic
-    from segcli.cli import run
-    from segcli.eval_state import EvalState, csv_header, csv_row
-
-    task = model.card.task
-    state = EvalState(identity, num_classes)
-    if files.state is not None:
-        state = EvalState.load(files.state, identity, num_classes)
-        if state.images:
-            talk.note(f"{len(state.images)} images are counted in {files.state!r} already")
-    rows = [csv_row(task, path, figures) for path, figures in state.images.items()]
-    failed, saved = 0, time.monotonic()
-    try:
-        with run.status(talk) as show:
-            for one in judged(frozenset(state.images)):
-                rows.append(csv_row(task, one.path, one.figures))
-                if isinstance(one.figures, ImageError):
-                    failed += 1
-                    talk.image_error(one.figures)
-                    if page is not None:
-                        error = {"code": one.figures.code, "message": str(one.figures)}
-                        page.add_failure({"path": one.path, "error": error})
-                else:
-                    state.add(
-                        one.path,
-                        one.figures,
-                        confusion=one.confusion,
-                        rank=one.rank,
-                        loss_sum=one.loss_sum,
-                    )
-                    talk.detail(csv_row(task, one.path, one.figures).rstrip())
-                    if page is not None and one.small is not None:
-                        page.add_evaluation(
-                            one.path,
-                            one.figures,
-                            one.small.image,
-                            one.small.truth_ids,
-                            one.small.class_ids,
-                        )
-                show(f"{len(state.images)} images, {failed} failed")
-                if files.state is not None and time.monotonic() - saved > _SAVE_EVERY_S:
-                    state.save(files.state)
-                    saved = time.monotonic()
-    finally:
-        # On Ctrl-C, too: that is what it is for.
-        if files.state is not None:
-            state.save(files.state)
-        talk.hidden_errors()
-    if files.table is not None:
-        text = "".join([csv_header(task), *rows])
-        write_atomic(files.table, text.encode("utf-8", "surrogateescape"))
-    return state, failed
-
-
-def _figures(
-    state: "EvalState",
-    model: "Model",
-    class_names: Sequence[str],
-    protocol: "Protocol",
-    failed: int,
-    *,
-    loss: bool,
-) -> dict[str, Any]:
-    """Returns what ``--json`` writes."""
-    from segcli.evaluate import figures
-
-    found: dict[str, Any] = {
-        "schema": 1,
-        "model": model.card.name,
-        "provider": model.provider,
-        "task": model.card.task,
-        "protocol": asdict(protocol),
-        "images": len(state.images),
-        "failed": failed,
-    }
-    if model.card.task != "segmentation":
-        return found | state.hits.figures()
-    found |= figures(state.confusion, class_names)
-    if loss:
-        found["loss"] = state.loss_sum / found["pixels"] if found["pixels"] else None
-    return found | {"confusion": state.confusion.tolist()}
-
-
-def _draw_confusion(path: str, state: "EvalState", class_names: Sequence[str]) -> None:
-    from segcli.atomic import write_atomic
-    from segcli.confusion_picture import draw_confusion
-    from segcli.encoders import encode_png_rgb
-
-    write_atomic(path, encode_png_rgb(draw_confusion(state.confusion, class_names)))
-
-
-_SUMMARY = ("miou", "mean_accuracy", "pixel_accuracy", "loss", "top1", "top5", "pixels", "images")
-
-
-def _write_lines(found: Mapping[str, Any], out: "Results") -> None:
-    """Writes ``name<TAB>value``, then ``id<TAB>class<TAB>iou<TAB>accuracy<TAB>pixels``."""
-    from segcli.cli.console import visible
-
-    for name in (name for name in _SUMMARY if name in found):
-        out.line(f"{name}\t{_digits(found[name])}")
-    for row in found.get("classes", ()):
-        cells = (_digits(row["iou"]), _digits(row["accuracy"]), str(row["pixels"]))
-        out.line("\t".join((str(row["class_id"]), visible(row["name"]), *cells)))
-
-
-def _digits(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _draw(found: Mapping[str, Any], out: "Results") -> None:
-    """Draws the same for people."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from segcli.cli.console import terminal, visible
-
-    screen = terminal(out)
-    if "classes" in found:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("class")
-        for title in ("IoU", "accuracy", "pixels"):
-            table.add_column(title, justify="right")
-        for row in found["classes"]:
-            shown = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("iou", "accuracy"))
-            table.add_row(Text(visible(row["name"])), *shown, f"{row['pixels']:,}")
-        screen.print(table)
-        screen.print()
-    summary = Table(box=None, pad_edge=False, show_header=False)
-    for name in (name for name in _SUMMARY if name in found):
-        summary.add_row(name.replace("_", " "), _digits(found[name]))
-    screen.print(summary)

@@ -134,7 +134,7 @@ def export(
     answers of fp32.
     """
     from segcli.atomic import write_atomic
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
     from segcli.store import require_export
     from segcli.writers import OutputPlan, check_place
 
@@ -157,7 +157,7 @@ def export(
     images = _verification(precision, verify_images or [], min_agreement)
     require_export("'segcli export'")
     talk = console.Talk(quiet=quiet)
-    names = run.open_registry(registry)
+    names = engines.open_registry(registry)
     request = _request(name, checkpoint, names, talk, offline=offline)
     # What can be known of the output's place is said before minutes of work, not after.
     check_place(OutputPlan("file", output, ()))

@@ -30,13 +30,13 @@ def labels(
 
     segcli labels my.onnx > names.csv
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
     from segcli.labels import labels_text
     from segcli.onnx_file import read_card
     from segcli.store import locate
 
-    names = run.open_registry(registry)
-    path = run.find_model(model, None, names) or locate(names.get(model))
+    names = engines.open_registry(registry)
+    path = engines.find_model(model, None, names) or locate(names.get(model))
     if path is None:
         raise ModelNotFound(
             f"{model!r} is not on this machine", hint=f"'segcli models pull {model}' gets it"

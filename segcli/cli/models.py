@@ -39,9 +39,9 @@ def list_models(
 
     segcli models list
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
 
-    specs = list(run.open_registry(registry))
+    specs = list(engines.open_registry(registry))
     with console.results() as out:
         if as_json:
             console.dump_json(out, [_spec_dict(spec) for spec in specs])
@@ -64,7 +64,7 @@ def show(
 
     segcli models show my.onnx --json
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
     from segcli.onnx_file import read_card
     from segcli.store import is_path, locate
 
@@ -72,7 +72,7 @@ def show(
     if is_path(model):
         path: Path | None = Path(model)
     else:
-        spec = run.open_registry(registry).get(model)
+        spec = engines.open_registry(registry).get(model)
         shown |= _spec_dict(spec)
         path = locate(spec)
     if path is not None:
@@ -96,10 +96,10 @@ def pull(
 
     segcli models pull segformer-b0 mobilenet-v2
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
     from segcli.store import obtain
 
-    talk, known = console.Talk(quiet=quiet), run.open_registry(registry)
+    talk, known = console.Talk(quiet=quiet), engines.open_registry(registry)
     specs = [known.get(name) for name in _required(names)]
     with console.results() as out:
         for spec in specs:
@@ -113,10 +113,10 @@ def remove_models(
 
     segcli models rm segformer-b5
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
     from segcli.store import cached_path, remove
 
-    known = run.open_registry(registry)
+    known = engines.open_registry(registry)
     specs = [known.get(name) for name in _required(names)]
     with console.results() as out:
         for spec in specs:
@@ -136,7 +136,7 @@ def verify(
 
     segcli models verify my.onnx
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines
     from segcli.onnx_file import check_seal, read_card
     from segcli.store import cache_entry, distrust, is_path, locate, sha256_of
 
@@ -165,7 +165,7 @@ def verify(
         found = state_of_file(path)
         return found if found == "ok" or entry is None else f"{found}; {anew}"
 
-    known = run.open_registry(registry)
+    known = engines.open_registry(registry)
     named = names or [spec.name for spec in known if locate(spec)]
     checks = [Path(name) if is_path(name) else known.get(name) for name in named]
     failed = False
@@ -201,10 +201,10 @@ def compare(
     """
     import sys
 
-    from segcli.cli import console, run
+    from segcli.cli import console, engines, progress
     from segcli.inputs import check_arguments, open_sources
 
-    talk, names = console.Talk(quiet=quiet), run.open_registry(registry)
+    talk, names = console.Talk(quiet=quiet), engines.open_registry(registry)
     check_arguments(on, recursive=recursive)
     failed = 0
 
@@ -215,7 +215,7 @@ def compare(
 
     with console.results() as out:
         one, other = (
-            run.open_model(
+            engines.open_model(
                 name,
                 None,
                 names,
@@ -232,7 +232,7 @@ def compare(
         from segcli.image_io import DEFAULT_MAX_PIXELS
         from segcli.reading import RunOptions
 
-        with run.status(talk) as show:
+        with progress.status(talk) as show:
             found = compare_models(
                 one,
                 other,

@@ -161,7 +161,7 @@ def segment(
 
     find . -name '*.jpg' -print0 | segcli segment --files0-from - -o masks/ --jsonl
     """
-    from segcli.cli import console, run
+    from segcli.cli import console, engines, pages, run
     from segcli.protocol import parse_protocol
 
     args = resolve_arguments(inputs or [])
@@ -182,8 +182,8 @@ def segment(
     end = b"\0" if null else b"\n"
     if Format.CUTOUT in plan.formats and classes is None:
         raise UsageError("-f cutout needs --classes, which stay opaque")
-    report = run.check_page(report)
-    ray = run.parse_engine(engine, ray_address, gpus_per_worker, (*args, plan.output))
+    report = pages.check_page(report)
+    ray = engines.parse_engine(engine, ray_address, gpus_per_worker, (*args, plan.output))
     if ray is not None and plan.kind == "stdout":
         raise UsageError("--engine ray writes files, not to stdout", hint="name one with -o")
     protocol = parse_protocol(resize, tile, overlap, augment)
@@ -205,10 +205,10 @@ def segment(
         open_sources(known_now, **walk, **part) if known_now else (),  # type: ignore[arg-type]
     )
     check_place(plan)
-    known = run.open_registry(registry)
+    known = engines.open_registry(registry)
     with console.results() as out:
         if dry_run:
-            run.find_model(model, "segmentation", known)
+            engines.find_model(model, "segmentation", known)
 
             def targets(source: Source) -> tuple[str, ...]:
                 found = claim_targets(source, plan, claims)
@@ -227,7 +227,7 @@ def segment(
                 "the output is an image and stdout is a terminal", hint="redirect it or use -o FILE"
             )
         single = len(args) == 1 and plan.kind != "folder" and not has_list
-        with run.open_engine(
+        with engines.open_engine(
             *(ray, model, "segmentation", known, talk),
             device=device,
             workers=workers,
@@ -247,7 +247,7 @@ def segment(
             palette = choose_palette(loaded.card, safe=safe_colors)
             # Records go to stdout as well; a picture between them would break them.
             shown = show and records == "text" and plan.kind != "stdout" and out.isatty()
-            outcomes = run.run_images(
+            outcomes = engines.run_images(
                 loaded,
                 open_sources(args, **walk, **lists, **part),  # type: ignore[arg-type]
                 SegmentJob(
@@ -283,7 +283,7 @@ def segment(
                 claims=claims,
                 stdin=sys.stdin.buffer,
             )
-            with run.open_page(report, "segment", loaded) as page:
+            with pages.open_page(report, "segment", loaded) as page:
                 code = run.report(
                     outcomes,
                     out,
