@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,18 +34,10 @@ from segcli.writers import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from rich.console import Console as RichConsole
-    from rich.table import Table
 
     from segcli.artifact import ModelCard
-    from segcli.cli.console import Results
     from segcli.model import MapSize
     from segcli.protocol import Protocol
-    from segcli.results import ClassShare, Outcome
-
-# Cells of a terminal's line that --show takes, and lines of classes below.
-PREVIEW_COLUMNS = 96
-_MOST_SHOWN = 12
 
 
 def segment(
@@ -161,7 +152,7 @@ def segment(
 
     find . -name '*.jpg' -print0 | segcli segment --files0-from - -o masks/ --jsonl
     """
-    from segcli.cli import console, engines, pages, run
+    from segcli.cli import console, engines, pages, run, segment_output
     from segcli.protocol import parse_protocol
 
     args = resolve_arguments(inputs or [])
@@ -263,7 +254,7 @@ def segment(
                         palette=palette if safe_colors else None,
                     ),
                     map_size=map_size,
-                    preview_columns=PREVIEW_COLUMNS if shown else 0,
+                    preview_columns=segment_output.PREVIEW_COLUMNS if shown else 0,
                     skip_existing=skip_existing,
                     no_clobber=no_clobber,
                     # What a list names later is not known.
@@ -291,7 +282,7 @@ def segment(
                     records=records,
                     timing=timing,
                     model=loaded,
-                    text=_text_writer(out, plan, end, palette if single else None),
+                    text=segment_output.text_writer(out, plan, end, palette if single else None),
                     total=None if has_list or known_now != args else named,
                     page=page,
                 )
@@ -368,78 +359,3 @@ def choose_palette(card: "ModelCard", *, safe: bool) -> "npt.NDArray[np.uint8]":
             f"{len(card.class_names)}"
         )
     return np.array(safe_palette(len(card.class_names)), np.uint8)
-
-
-def _text_writer(
-    out: "Results", plan: OutputPlan, end: bytes, palette: "npt.NDArray[np.uint8] | None"
-) -> Callable[["Outcome"], None]:
-    """Returns what writes one Outcome where no records are asked for.
-
-    Args:
-        out: Takes it.
-        plan: Of the outputs.
-        end: After each path.
-        palette: Of the only image, whose classes are shown one by one; None for several.
-    """
-    if plan.kind == "stdout":
-        # The picture itself is what goes to stdout.
-        return lambda outcome: None
-    if not out.isatty() or end != b"\n":
-        return lambda outcome: _write_paths(outcome, out, end)
-    from segcli.cli.console import terminal
-
-    screen = terminal(out)
-    return lambda outcome: _draw(outcome, screen, palette)
-
-
-def _write_paths(outcome: "Outcome", out: "Results", end: bytes) -> None:
-    if outcome.status == "ok":
-        for path in outcome.outputs:
-            out.line(path, end)
-
-
-def _draw(
-    outcome: "Outcome", screen: "RichConsole", palette: "npt.NDArray[np.uint8] | None"
-) -> None:
-    """Draws the files, and what is in them, for people."""
-    from segcli.cli.console import visible
-
-    if outcome.status == "error":
-        return
-    targets = ", ".join(visible(path) for path in outcome.outputs)
-    screen.print(f"{visible(outcome.path)} -> {targets}")
-    if outcome.preview is not None:
-        from segcli.cli.terminal_image import TerminalImage
-
-        screen.print(TerminalImage(outcome.preview, PREVIEW_COLUMNS))
-    if outcome.classes and palette is not None:
-        screen.print(_class_table(outcome.classes, palette))
-    elif outcome.classes:
-        shown = ", ".join(f"{visible(c.name)} {c.fraction:.0%}" for c in outcome.classes[:5])
-        screen.print(f"    {shown}")
-
-
-def _class_table(classes: "Sequence[ClassShare]", palette: "npt.NDArray[np.uint8]") -> "Table":
-    """Returns a line per class: its color, name, share, and a bar as long as the share."""
-    from rich.bar import Bar
-    from rich.table import Table
-    from rich.text import Text
-
-    from segcli.cli.console import visible
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(width=2)
-    table.add_column(overflow="ellipsis", no_wrap=True, max_width=30)
-    table.add_column(justify="right")
-    table.add_column(width=24)
-    for share in classes[:_MOST_SHOWN]:
-        color = "#{:02x}{:02x}{:02x}".format(*palette[share.class_id])
-        table.add_row(
-            Text("  ", style=f"on {color}"),
-            Text(visible(share.name)),
-            f"{share.fraction:.1%}",
-            Bar(1.0, 0.0, share.fraction, color=color),
-        )
-    if len(classes) > _MOST_SHOWN:
-        table.add_row("", f"and {len(classes) - _MOST_SHOWN} more")
-    return table
