@@ -359,6 +359,19 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return Bucket(s3_server, f"b{uuid.uuid4().hex}")
 
 
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """Waits for something to become true, and fails where it does not."""
+
+    def wait(what: Callable[[], object], seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < end, "it did not come about in time"
+            time.sleep(0.002)
+
+    return wait
+
+
 # Status, body, and where it is not the body's the length that the server claims.
 Answer: TypeAlias = tuple[int, bytes] | tuple[int, bytes, int]
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,19 +116,6 @@ def contents() -> Callable[..., dict[str, bytes]]:
 def parts() -> Callable[[str | Path], list[Path]]:
     """Lists the temporary files below a folder."""
     return lambda folder: sorted(Path(folder).rglob("*.segcli-part"))
-
-
-@pytest.fixture(scope="session")
-def until() -> Callable[..., None]:
-    """Waits for something to become true, and fails where it does not."""
-
-    def wait(what: Callable[[], object], seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
-        while not what():
-            assert time.monotonic() < end, "it did not come about in time"
-            time.sleep(0.002)
-
-    return wait
 
 
 @pytest.fixture(scope="session")
