@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -368,6 +369,17 @@ def until() -> Callable[..., None]:
         while not what():
             assert time.monotonic() < end, "it did not come about in time"
             time.sleep(0.002)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def next_interrupted() -> Callable[[Iterator[object]], object]:
+    """Waits for the next item of an iterator, and is interrupted on the way."""
+
+    def wait(items: Iterator[object]) -> object:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return next(items)
 
     return wait
 

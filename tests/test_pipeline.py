@@ -1,6 +1,4 @@
 import io
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -272,7 +270,7 @@ def test_images_are_decoded_while_the_model_loads(loading, model, pictures, monk
 
     def open_late():
         assert decoded.acquire(timeout=10)
-        time.sleep(0.2)
+        time.sleep(1)
         opening.set_result(model.session)
 
     opener = threading.Thread(target=open_late)
@@ -282,7 +280,7 @@ def test_images_are_decoded_while_the_model_loads(loading, model, pictures, monk
     assert [o.status for o in outcomes] == ["ok"] * 3
     assert {o.provider for o in outcomes} == {model.provider}
     # The wait is not the images' own.
-    assert all(o.elapsed_ms < 200 for o in outcomes)
+    assert all(o.elapsed_ms < 1000 for o in outcomes)
 
 
 def test_a_model_that_cannot_be_loaded_comes_before_what_images_say(loading, pictures):
@@ -297,12 +295,12 @@ def test_a_model_that_cannot_be_loaded_comes_before_what_images_say(loading, pic
     assert not list(Path("out").glob("*.png"))
 
 
-def test_what_waits_for_the_model_is_dropped_on_an_interrupt(loading, pictures):
+def test_what_waits_for_the_model_is_dropped_on_an_interrupt(loading, pictures, next_interrupted):
     waiting, opening = loading
-    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    sources = pictures(2)
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        next(run_with(waiting, pictures(2)))
+        next_interrupted(run_with(waiting, sources))
     # Nor is the model waited for.
     assert time.perf_counter() - start < 5
     assert not opening.done()
