@@ -80,15 +80,23 @@ class Dataset:
 
         An image of a folder that the split's list does not name is passed over; one that was named
         itself is not.
+
+        Raises:
+            UsageError: All were passed over.
         """
+        passed, found = 0, False
         for source in sources:
             listed = self.listed if source.origin == "folder" else None
             if listed is not None and PurePath(source.path).stem not in listed:
+                passed += 1
                 continue
+            found = True
             try:
                 yield Sample(source, self._truth_of(source))
             except TruthError as error:
                 yield Sample(source, error)
+        if passed and not found:
+            raise UsageError(f"the list of split {self.split!r} names none of {passed} images")
 
     def _truth_of(self, source: Source) -> str:
         tried = list(self._candidates(source))

@@ -3,13 +3,17 @@
 import codecs
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from segcli.errors import UsageError
 from segcli.urls import plain_path
 
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+# No file's name has a NUL. In UTF-16 and UTF-32 each newline has one, before or behind it: at the
+# end of the first line or the start of the second.
+_TELLING = 2
 
 
 def list_entries(name: str, separator: bytes, stream: BinaryIO | None) -> Iterator[str]:
@@ -24,7 +28,7 @@ def list_entries(name: str, separator: bytes, stream: BinaryIO | None) -> Iterat
         stream: Read instead of the file.
 
     Raises:
-        UsageError: The list cannot be read, or is in UTF-16.
+        UsageError: The list cannot be read, or is in UTF-16 or UTF-32.
     """
     if stream is not None:
         yield from _entries(stream, separator, name)
@@ -37,11 +41,30 @@ def list_entries(name: str, separator: bytes, stream: BinaryIO | None) -> Iterat
         raise UsageError(f"cannot read the list {name!r}: {reason}") from error
 
 
+def check_lines(name: str) -> None:
+    """Refuses a list that cannot be read as lines, where that can be told before a run.
+
+    Args:
+        name: Of its file. What is no regular file, a named pipe for one, can be read only
+            once, and is left alone.
+
+    Raises:
+        UsageError: The list cannot be read, or is in UTF-16 or UTF-32.
+    """
+    if Path(plain_path(name)).is_file():
+        for _ in islice(list_entries(name, b"\n", None), _TELLING):
+            pass
+
+
 def _entries(stream: BinaryIO, separator: bytes, name: str) -> Iterator[str]:
-    items = _split(stream, separator)
-    if separator == b"\n":
-        items = _lines(items, name)
-    for item in items:
+    first = b""
+    for number, item in enumerate(_split(stream, separator)):
+        first = first if number else item
+        if number < _TELLING and first.startswith(_WIDE_MARKS) and b"\0" in item:
+            raise UsageError(
+                f"the list {name!r} is in UTF-16 or UTF-32, expected UTF-8",
+                hint="in PowerShell: … | Out-File -Encoding utf8 LIST",
+            )
         entry = os.fsdecode(item)
         try:
             yield plain_path(entry)
@@ -49,25 +72,15 @@ def _entries(stream: BinaryIO, separator: bytes, name: str) -> Iterator[str]:
             yield entry
 
 
-def _lines(items: Iterator[bytes], name: str) -> Iterator[bytes]:
-    for number, item in enumerate(items):
-        if number == 0:
-            # No file's name has a NUL; what PowerShell's > writes has one behind each letter.
-            if item.startswith(_UTF16) and b"\0" in item:
-                raise UsageError(
-                    f"the list {name!r} is in UTF-16, expected UTF-8",
-                    hint="in PowerShell: … | Out-File -Encoding utf8 LIST",
-                )
-            item = item.removeprefix(codecs.BOM_UTF8)
-        yield item.removesuffix(b"\r")
-
-
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
+    mark, end = (codecs.BOM_UTF8, b"\r") if separator == b"\n" else (b"", b"")
     # read1 returns what a pipe holds by now; read would wait for the full block.
     read = getattr(stream, "read1", stream.read)
     rest = b""
     while block := read(1 << 16):
         *items, rest = (rest + block).split(separator)
-        yield from items
-    if rest:
-        yield rest
+        for item in items:
+            yield item.removeprefix(mark).removesuffix(end)
+            mark = b""
+    if last := rest.removeprefix(mark).removesuffix(end):
+        yield last

@@ -16,7 +16,7 @@ import io
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,6 @@ _FORMATS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
 
 _LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 
-_RgbImage: TypeAlias = npt.NDArray[np.uint8]
-_Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _Pixels = TypeVar("_Pixels")
 
 

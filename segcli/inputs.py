@@ -14,7 +14,7 @@ from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
 from segcli.errors import SegcliError, UsageError
-from segcli.file_lists import list_entries
+from segcli.file_lists import check_lines, list_entries
 from segcli.object_folder import is_object_folder, walk_objects
 from segcli.own_png import is_segcli_png
 from segcli.remote import object_exists
@@ -117,9 +117,12 @@ def check_arguments(
     for name in map(plain_path, lists):
         if is_url(name):
             raise UsageError(f"the list {name!r} is a URL, expected a file on this machine, or -")
-        # Not opened here: a list may be a named pipe, which can be opened only once.
-        if name != STDIN and (file_status(name) is None or is_folder(name)):
+        if name != STDIN and is_folder(name):
+            raise UsageError(f"the list {name!r} is a folder, expected a file, or -")
+        if name != STDIN and file_status(name) is None:
             raise UsageError(f"no such list file: {name!r}")
+    if files_from not in (None, STDIN):
+        check_lines(files_from)
     if not lists and not any(arg == STDIN or exists(arg) for arg in args):
         more = f", nor any of the {len(args) - 1} other inputs" if args[1:] else ""
         raise UsageError(

@@ -378,8 +378,12 @@ def next_interrupted() -> Callable[[Iterator[object]], object]:
     """Waits for the next item of an iterator, and is interrupted on the way."""
 
     def wait(items: Iterator[object]) -> object:
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        return next(items)
+        interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        interrupt.start()
+        try:
+            return next(items)
+        finally:
+            interrupt.cancel()
 
     return wait
 

@@ -241,6 +241,13 @@ def test_voc_tries_a_named_image_whatever_the_list(voc):
     assert sample.truth == str(voc / "SegmentationClass/2007_000033.png")
 
 
+def test_a_split_whose_list_names_no_image_is_refused(voc):
+    (voc / "ImageSets/Segmentation/val.txt").write_text("2007_000061\n", "utf-16")
+    dataset = open_dataset(str(voc))
+    with pytest.raises(UsageError, match="the list of split 'val' names none of 4 images"):
+        pairs(dataset, dataset.images, root=voc)
+
+
 def test_voc_without_lists_takes_all(voc):
     (voc / "ImageSets/Segmentation/val.txt").unlink()
     dataset = open_dataset(str(voc))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcli.errors import UsageError
-from segcli.file_lists import list_entries
+from segcli.file_lists import check_lines, list_entries
 
 
 class Slow(io.BytesIO):
@@ -43,21 +43,32 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(block):
     assert entries(b"\xef\xbb\xbfa.jpg\0", b"\0", block) == ["\ufeffa.jpg"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_a_list_in_utf_16_is_refused(tmp_path, encoding):
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["a.jpg\nb.jpg\n", "\n\n", "照片\n照片\n"])
+def test_a_list_in_utf_16_or_32_is_refused(tmp_path, encoding, text):
     path = tmp_path / "list"
-    path.write_bytes("\ufeffa.jpg\nb.jpg\n".encode(encoding))
-    with pytest.raises(UsageError, match="list' is in UTF-16, expected UTF-8"):
-        list(list_entries(str(path), b"\n", None))
+    path.write_bytes(f"\ufeff{text}".encode(encoding))
+    for read in (check_lines, lambda name: list(list_entries(name, b"\n", None))):
+        with pytest.raises(UsageError, match="list' is in UTF-16 or UTF-32, expected UTF-8"):
+            read(str(path))
 
 
-def test_a_name_may_start_like_utf_16():
-    assert entries(b"\xff\xfea.jpg\n") == ["\udcff\udcfea.jpg"]
+def test_a_name_may_start_like_utf_16_and_a_line_may_hold_a_nul():
+    assert entries(b"\xff\xfea.jpg\nb\n") == ["\udcff\udcfea.jpg", "b"]
+    assert entries(b"a\0b\nc\n") == ["a\0b", "c"]
+
+
+def test_a_pipe_is_not_read_before_the_run(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Opening it would wait for a writer.
+    check_lines(str(pipe))
 
 
 def test_an_empty_line_is_an_entry_and_the_end_of_the_last_is_none():
-    assert entries(b"") == []
-    assert entries(b"a\n\nb") == entries(b"a\n\nb\n") == ["a", "", "b"]
+    assert entries(b"") == entries(b"\xef\xbb\xbf") == []
+    assert entries(b"a\n\nb") == entries(b"a\n\nb\n") == entries(b"a\n\nb\n\r") == ["a", "", "b"]
+    assert entries(b"a\0\r", b"\0") == ["a", "\r"]
 
 
 def test_a_list_that_cannot_be_read_is_named(tmp_path):

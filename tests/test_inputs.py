@@ -265,8 +265,8 @@ def test_empty_list_is_a_usage_error():
 
 def test_list_that_cannot_be_read_is_a_usage_error(tree):
     tree("a.jpg")
-    for name in ("gone", "in", "nul\0"):
-        with pytest.raises(UsageError, match="no such list"):
+    for name, says in (("gone", "no such list"), ("in", "is a folder"), ("nul\0", "no such list")):
+        with pytest.raises(UsageError, match=says):
             check_arguments([], files_from=name)
     with pytest.raises(UsageError, match="cannot read the list 'gone'"):
         sources(files0_from="gone")

@@ -226,8 +226,9 @@ def test_the_policy_stops_any_other_script(browser, page):
     found = browser.evaluate("found.title = document.title")
     assert found == {"title": "segcli segment: tiny"}
     # They come from a process of their own, maybe after the answer above.
-    while len([c for c in browser.complaints() if "Content Security Policy" in c]) < 2:
+    while len(stopped := [c for c in browser.complaints() if "Content Security Policy" in c]) < 2:
         browser.hear(browser.receive())
+    assert len(stopped) == 2
 
 
 def test_classes_are_painted_and_taken_away(steps, page):

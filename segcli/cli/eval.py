@@ -6,7 +6,6 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -212,7 +211,6 @@ def evaluate(
             args, walk["recursive"] = [dataset.images], True
         check_arguments(args, **walk)
         sources: Iterable[Source] = open_sources(args, **walk, stdin=sys.stdin.buffer)
-        sources = islice(sources, limit) if dataset is None else sources
         identity = {
             "model": loaded.card.name,
             "model_sha256": digest(loaded.path),
@@ -234,7 +232,7 @@ def evaluate(
             from segcli.class_truth import open_class_truth
 
             ids, paired = open_class_truth(truth, loaded.card.class_names, num_true=truth_classes)
-            judged = partial(eval_run.judge_labels, paired(sources), loaded, ids, options)
+            judged = partial(eval_run.judge_labels, paired(sources), limit, loaded, ids, options)
             class_names = ids.names
         with pages.open_page(report, "eval", loaded) as page:
             counted, failed = eval_run.count_all(
@@ -259,7 +257,9 @@ def evaluate(
             eval_output.draw_table(found, out)
         else:
             eval_output.write_lines(found, out)
-        talk.note(f"{found['images']} images, {failed} failed, on {loaded.provider}")
+        count = found["images"]
+        images = f"{count} image{'s' if count != 1 else ''}"
+        talk.note(f"{images}, {failed} failed, on {loaded.provider}")
     raise typer.Exit(ExitCode.SOME_FAILED if failed else ExitCode.OK)
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from segcli.model import Model
     from segcli.protocol import Protocol
 
+_SUMMARY = ("miou", "mean_accuracy", "pixel_accuracy", "loss", "top1", "top5", "pixels", "images")
+
 
 def figures_of(
     state: "EvalState",
@@ -49,9 +51,6 @@ def write_confusion(path: str, state: "EvalState", class_names: Sequence[str]) -
     write_atomic(path, encode_png_rgb(draw_confusion(state.confusion, class_names)))
 
 
-_SUMMARY = ("miou", "mean_accuracy", "pixel_accuracy", "loss", "top1", "top5", "pixels", "images")
-
-
 def write_lines(found: Mapping[str, Any], out: "Results") -> None:
     """Writes ``name<TAB>value``, then ``id<TAB>class<TAB>iou<TAB>accuracy<TAB>pixels``."""
     from segcli.cli.console import visible
@@ -68,7 +67,7 @@ def _digits(value: float | None) -> str:
 
 
 def draw_table(found: Mapping[str, Any], out: "Results") -> None:
-    """Draws the same for people."""
+    """Draws tables for people."""
     from rich.table import Table
     from rich.text import Text
 

@@ -44,7 +44,7 @@ def judge_masks(
 
     Args:
         sources: The images.
-        limit: How many of them at most, None for all.
+        limit: How many more at most, None for all.
         model: A segmenter.
         dataset: Where their true class maps lie.
         options: How to run.
@@ -54,14 +54,15 @@ def judge_masks(
     """
     from segcli.evaluation import judge_segmentation
 
-    samples = (s for s in islice(dataset.samples(sources), limit) if s.source.path not in done)
+    left = (sample for sample in dataset.samples(sources) if sample.source.path not in done)
     return judge_segmentation(
-        samples, model, dataset, options, ignore_index=ignore_index, loss=loss
+        islice(left, limit), model, dataset, options, ignore_index=ignore_index, loss=loss
     )
 
 
 def judge_labels(
     images: Iterable["LabelledImage"],
+    limit: int | None,
     model: "Model",
     ids: "ClassIds",
     options: "RunOptions",
@@ -71,6 +72,7 @@ def judge_labels(
 
     Args:
         images: With their true classes.
+        limit: As for ``judge_masks``.
         model: A classifier.
         ids: Which of its classes are meant by those of the truth.
         options: How to run.
@@ -79,7 +81,7 @@ def judge_labels(
     from segcli.evaluation import judge_classification
 
     left = (image for image in images if image.source.path not in done)
-    return judge_classification(left, model, ids, options)
+    return judge_classification(islice(left, limit), model, ids, options)
 
 
 def count_all(
@@ -146,7 +148,7 @@ def count_all(
                     saved = time.monotonic()
     finally:
         # On Ctrl-C, too: that is what it is for.
-        if files.state is not None:
+        if files.state is not None and state.images:
             state.save(files.state)
         talk.hidden_errors()
     if files.table is not None:

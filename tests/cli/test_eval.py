@@ -163,6 +163,14 @@ def test_going_on_from_a_state(evaluate, labelled, tiny_model, segcli):
     assert "is of another run: its resize is 'model', this run's 'size'" in ran.err
 
 
+def test_a_limit_counts_images_that_the_state_lacks(evaluate, labelled):
+    found = []
+    for _ in range(4):
+        ran = evaluate(*labelled, "--json", "--state", "state.json", "--limit", 3)
+        found.append(json.loads(ran.out)["images"])
+    assert found == [3, 6, 7, 7]
+
+
 def test_an_interrupt_keeps_what_is_counted(command, labelled, tiny, picture, segcli):
     args = [*command, "eval", "-m", str(tiny), "--truth", "labels", "--state", "s.json"]
     with subprocess.Popen(
