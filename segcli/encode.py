@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from segcli import encoders, render
+from segcli import image_bytes, render
 from segcli.annotate import draw_contours, draw_names
 from segcli.artifact import ModelCard
 from segcli.document import segmentation_document
@@ -74,13 +74,13 @@ def encode_output(
             assert result.confidence is not None
             if style.viridis:
                 colored = render.color_confidence(result.confidence, "viridis")
-                return encoders.encode_png_rgb(colored, text)
+                return image_bytes.encode_png_rgb(colored, text)
             gray = render.color_confidence(result.confidence, "gray")
-            return encoders.encode_gray_png(gray, text)
+            return image_bytes.encode_gray_png(gray, text)
         case Format.CUTOUT:
             assert style.visible is not None
             cut = render.cutout(result.image, result.class_map, style.visible)
-            return encoders.encode_png_rgb(cut, text)
+            return image_bytes.encode_png_rgb(cut, text)
         case Format.COLOR:
             picture = render.colorize(result.class_map, result.palette, style.visible)
         case Format.OVERLAY:
@@ -88,8 +88,8 @@ def encode_output(
     if style.legend:
         picture = render.with_legend(picture, _legend(result, style.visible))
     if format_ is Format.COLOR or Path(target).suffix.lower() == ".png":
-        return encoders.encode_png_rgb(picture, text)
-    return encoders.encode_jpeg(picture)
+        return image_bytes.encode_png_rgb(picture, text)
+    return image_bytes.encode_jpeg(picture)
 
 
 def draw_overlay(result: Segmentation, style: Style) -> npt.NDArray[np.uint8]:
@@ -118,8 +118,8 @@ def _encode_mask(
 ) -> bytes:
     class_map = _kept(result, visible)
     if class_map.dtype == np.uint8:
-        return encoders.encode_palette_png(class_map.astype(np.uint8), result.palette, text)
-    return encoders.encode_gray16_png(class_map.astype(np.uint16), text)
+        return image_bytes.encode_palette_png(class_map.astype(np.uint8), result.palette, text)
+    return image_bytes.encode_gray16_png(class_map.astype(np.uint16), text)
 
 
 def _shares(result: Segmentation, visible: frozenset[int] | None) -> list[ClassShare]:

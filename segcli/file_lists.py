@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
 from segcli.errors import UsageError
-from segcli.urls import plain_path
+from segcli.urls import is_url, plain_path
 
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 # No file's name has a NUL. In UTF-16 and UTF-32 each newline has one, before or behind it: at the
@@ -41,18 +42,29 @@ def list_entries(name: str, separator: bytes, stream: BinaryIO | None) -> Iterat
         raise UsageError(f"cannot read the list {name!r}: {reason}") from error
 
 
-def check_lines(name: str) -> None:
-    """Refuses a list that cannot be read as lines, where that can be told before a run.
+def check_list(name: str, separator: bytes) -> None:
+    """Refuses a list that cannot be read, where that can be told before a run.
 
     Args:
-        name: Of its file. What is no regular file, a named pipe for one, can be read only
-            once, and is left alone.
+        name: Of the list's file. One that is no regular file, such as a named pipe, can be opened
+            only once, and is not.
+        separator: As for ``list_entries``.
 
     Raises:
-        UsageError: The list cannot be read, or is in UTF-16 or UTF-32.
+        UsageError: There is no such file on this machine, or it is none of the kind.
     """
-    if Path(plain_path(name)).is_file():
-        for _ in islice(list_entries(name, b"\n", None), _TELLING):
+    path = plain_path(name)
+    if is_url(path):
+        raise UsageError(f"the list {path!r} is a URL, expected a file on this machine, or -")
+    try:
+        # Path("") would be the current folder.
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise UsageError(f"no such list file: {path!r}") from error
+    if S_ISDIR(mode):
+        raise UsageError(f"the list {path!r} is a folder, expected a file, or -")
+    if S_ISREG(mode):
+        for _ in islice(list_entries(name, separator, None), _TELLING):
             pass
 
 

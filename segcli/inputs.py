@@ -14,7 +14,7 @@ from stat import S_ISDIR
 from typing import BinaryIO, Literal
 
 from segcli.errors import SegcliError, UsageError
-from segcli.file_lists import check_lines, list_entries
+from segcli.file_lists import check_list, list_entries
 from segcli.object_folder import is_object_folder, walk_objects
 from segcli.own_png import is_segcli_png
 from segcli.remote import object_exists
@@ -114,15 +114,9 @@ def check_arguments(
                 f"{arg!r} is a URL, and this command reads files",
                 hint="segment, classify and embed read URLs",
             )
-    for name in map(plain_path, lists):
-        if is_url(name):
-            raise UsageError(f"the list {name!r} is a URL, expected a file on this machine, or -")
-        if name != STDIN and is_folder(name):
-            raise UsageError(f"the list {name!r} is a folder, expected a file, or -")
-        if name != STDIN and file_status(name) is None:
-            raise UsageError(f"no such list file: {name!r}")
-    if files_from not in (None, STDIN):
-        check_lines(files_from)
+    for name, separator in ((files_from, b"\n"), (files0_from, b"\0")):
+        if name is not None and name != STDIN:
+            check_list(name, separator)
     if not lists and not any(arg == STDIN or exists(arg) for arg in args):
         more = f", nor any of the {len(args) - 1} other inputs" if args[1:] else ""
         raise UsageError(

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from segcli.artifact import ModelCard
 from segcli.atomic import open_atomic
-from segcli.encoders import encode_id_png, encode_jpeg
+from segcli.image_bytes import encode_id_png, encode_jpeg
 from segcli.report_figures import row_shares, timings, worst_mistakes
 from segcli.report_page import Spool, data_uri, describe_preprocessing, open_templates, page_assets
 

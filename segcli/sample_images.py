@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segcli.atomic import write_atomic
-from segcli.encoders import encode_jpeg
+from segcli.image_bytes import encode_jpeg
 
 # Together they make a JPEG as large, and class borders about as long, as a photo's.
 _OCTAVES = 7

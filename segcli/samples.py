@@ -22,11 +22,11 @@ from segcli.errors import ImageDecodeError
 
 # Byte of the header, behind the signature, IHDR's length and kind, width and height.
 _PNG_BIT_DEPTH = 24
-_ORIENTATION_TAG = 0x0112
 
 _Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-# EXIF 2.32, tag 0x0112: what turns the stored rows and columns upright.
+# EXIF 2.32: what turns the stored rows and columns upright.
+_ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -39,7 +39,7 @@ GROUPS = (
         "atomic",
         "ownership",
         "array_file",
-        "encoders",
+        "image_bytes",
         "samples",
         "remote",
         "web",
@@ -250,7 +250,7 @@ def test_precision_uses_no_session_but_ours():
 
 def test_pillow_decodes_and_resizes():
     users = {p.name for p in own_files() if any(i.top == "PIL" for i in imports(p))}
-    assert users == {"image_io.py", "samples.py", "encoders.py", "resize.py"}
+    assert users == {"image_io.py", "samples.py", "image_bytes.py", "resize.py"}
 
 
 def test_export_is_imported_by_two_rooms_inside_functions():

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from segcli import benchmark, encoders, image_io, machine, storage
+from segcli import benchmark, image_bytes, image_io, machine, storage
 from segcli.artifact import Preprocessing
 from segcli.benchmark import measure, splits
 from segcli.errors import DeviceError, InferenceError, OutputError, UsageError
@@ -320,7 +320,7 @@ def test_made_images_have_about_the_detail_of_a_photo(tmp_path):
     path = Path(__file__).parents[1] / "examples/china.jpg"
     photo = image_io.decode_image(path.read_bytes(), str(path))
     [made] = write_images(str(tmp_path), 1, (photo.shape[1], photo.shape[0]))
-    ratio = Path(made).stat().st_size / len(encoders.encode_jpeg(photo))
+    ratio = Path(made).stat().st_size / len(image_bytes.encode_jpeg(photo))
     assert 1 / 3 < ratio < 3
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcli.errors import UsageError
-from segcli.file_lists import check_lines, list_entries
+from segcli.file_lists import check_list, list_entries
 
 
 class Slow(io.BytesIO):
@@ -48,9 +48,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(block):
 def test_a_list_in_utf_16_or_32_is_refused(tmp_path, encoding, text):
     path = tmp_path / "list"
     path.write_bytes(f"\ufeff{text}".encode(encoding))
-    for read in (check_lines, lambda name: list(list_entries(name, b"\n", None))):
+    for read in (check_list, lambda *args: list(list_entries(*args, None))):
         with pytest.raises(UsageError, match="list' is in UTF-16 or UTF-32, expected UTF-8"):
-            read(str(path))
+            read(str(path), b"\n")
 
 
 def test_a_name_may_start_like_utf_16_and_a_line_may_hold_a_nul():
@@ -62,7 +62,24 @@ def test_a_pipe_is_not_read_before_the_run(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     # Opening it would wait for a writer.
-    check_lines(str(pipe))
+    check_list(str(pipe), b"\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gone", "no such list file: 'gone'"),
+        ("nul\0", "no such list file"),
+        (".", "the list '.' is a folder, expected a file"),
+        ("", "no such list file: ''"),
+        ("s3://bucket/list", "is a URL, expected a file on this machine"),
+        ("file://host/list", "names another host"),
+    ],
+)
+@pytest.mark.parametrize("separator", [b"\n", b"\0"])
+def test_a_list_that_is_no_file_here(name, says, separator):
+    with pytest.raises(UsageError, match=says):
+        check_list(name, separator)
 
 
 def test_an_empty_line_is_an_entry_and_the_end_of_the_last_is_none():

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from segcli.encoders import encode_palette_png
 from segcli.errors import ImageDecodeError, ImageError, ImageTooLarge
+from segcli.image_bytes import encode_palette_png
 from segcli.image_io import decode_image, decode_labels, decode_reduced
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from segcli.encoders import encode_gray_png
 from segcli.errors import UsageError
+from segcli.image_bytes import encode_gray_png
 from segcli.object_folder import is_object_folder, walk_objects
 from segcli.remote import put_object
 

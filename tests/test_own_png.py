@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segcli.encoders import (
+from segcli.image_bytes import (
     encode_gray16_png,
     encode_gray_png,
     encode_jpeg,

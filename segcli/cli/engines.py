@@ -81,7 +81,7 @@ def _obtain(
 
     card = read_card(path)
     if task:
-        check_task(card.task, task, name)
+        _check_task(card.task, task, name)
     return path, card
 
 
@@ -229,7 +229,7 @@ def find_model(name: str, task: "Task | None", registry: Registry) -> Path | Non
         found = registry.get(name).task
         # Before anything is fetched.
         if task:
-            check_task(found, task, name)
+            _check_task(found, task, name)
     return path
 
 
@@ -248,7 +248,7 @@ def announce(model: "Engine", talk: Talk) -> None:
     )
 
 
-def check_task(found: str, wanted: str, name: str) -> None:
+def _check_task(found: str, wanted: str, name: str) -> None:
     """Raises UsageError, naming the right command, where a model is for another task."""
     if found != wanted:
         raise UsageError(

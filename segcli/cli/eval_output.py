@@ -46,7 +46,7 @@ def write_confusion(path: str, state: "EvalState", class_names: Sequence[str]) -
     """Writes who is taken for whom as a PNG."""
     from segcli.atomic import write_atomic
     from segcli.confusion_picture import draw_confusion
-    from segcli.encoders import encode_png_rgb
+    from segcli.image_bytes import encode_png_rgb
 
     write_atomic(path, encode_png_rgb(draw_confusion(state.confusion, class_names)))
 

@@ -71,11 +71,10 @@ def told_to(
 
 def add_to_page(page: "Report", outcome: "Outcome", *, timing: bool) -> None:
     """Adds an Outcome to a page, with ``elapsed_ms`` where ``timing`` is asked for."""
-    record = outcome.to_dict(timing=timing)
+    record, small = outcome.to_dict(timing=timing), outcome.small
     if outcome.error is not None:
         page.add_failure(record)
-    elif outcome.small is not None and outcome.small.class_ids is not None:
-        small = outcome.small
-        page.add_segmentation(record, small.image, outcome.small.class_ids, small.confidence)
-    elif outcome.small is not None:
-        page.add_classification(record, outcome.small.image)
+    elif small is not None and small.class_ids is not None:
+        page.add_segmentation(record, small.image, small.class_ids, small.confidence)
+    elif small is not None:
+        page.add_classification(record, small.image)

@@ -242,6 +242,16 @@ def test_folders_of_classes(classify, picture):
     assert rows["val/red/b.png"]["rank"] == "1"
 
 
+def test_a_limit_counts_classified_images_that_the_state_lacks(classify, picture):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(f"val/red/{name}", (8, 6), 7)
+    found = []
+    for _ in range(3):
+        ran = classify("val", "-r", "--truth", "val", "--json", "--state", "s.json", "--limit", 2)
+        found.append(json.loads(ran.out)["images"])
+    assert found == [2, 3, 3]
+
+
 def test_a_list_of_classes(classify, picture):
     for name in ("a.png", "b.png"):
         picture(name, (8, 6), 7)

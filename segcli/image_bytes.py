@@ -1,4 +1,4 @@
-"""Colours, class ids and values -> the bytes of a PNG or JPEG file."""
+"""Colours, class ids and values -> the bytes of a PNG or JPEG file; ``image_io`` reads such."""
 
 import io
 import zlib

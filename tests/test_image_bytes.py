@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from segcli import __version__
-from segcli.encoders import (
+from segcli.image_bytes import (
     encode_gray16_png,
     encode_id_png,
     encode_jpeg,
