@@ -1,5 +1,6 @@
 """The Ray cluster that a run goes to: its address, how workers fit it, the connection."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -133,7 +134,10 @@ class Connection:
             options |= {"num_cpus": usable_cores(), "include_dashboard": False}
         else:
             _knock(address)
-        self.ray.init(address or "local", **options)
+        # Ray has workers import from what is the current folder now, before all else: a folder of
+        # pictures called numpy there, or a clone of segcli, would stand in for the package.
+        with contextlib.chdir(Path(__file__).parents[1]):
+            self.ray.init(address or "local", **options)
         self._leaves_something = True
 
     def do(self, step: Callable[[], _R]) -> _R:

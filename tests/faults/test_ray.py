@@ -353,6 +353,18 @@ def test_a_machine_with_other_files(
     assert parts("own") == parts("there") == parts(".") == []
 
 
+def test_workers_import_nothing_from_the_current_folder(
+    segcli_process, tiny_model, picture, monkeypatch
+):
+    # As where segcli's own script is called: there this process does not, either.
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    picture("a.png"), picture("segcli/b.png")
+    Path("numpy.py").write_text("raise SystemExit('not this one')")
+    run = ("segment", "a.png", "segcli", "-m", tiny_model(), "-o", "out/", "--engine", "ray")
+    ran = segcli_process(*run)
+    assert (ran.returncode, ran.stdout) == (0, b"out/a.png\nout/b.png\n"), ran.stderr
+
+
 def test_stdout_is_not_a_workers(segcli_process, tiny_model, picture):
     picture("a.png")
     ran = segcli_process("segment", "a.png", "-m", tiny_model(), "-o", "-", "--engine", "ray")
