@@ -131,10 +131,13 @@ class TestCluster:
     def test_a_worker_that_dies_while_it_loads_the_model_is_started_again(
         self, tiny_model, picture, monkeypatch
     ):
+        # A worker is in the current folder only once it has loaded the model.
+        died = Path("died").absolute()
+
         class Dying(Worker):
             def start(self, shipped):
                 try:
-                    Path("died").touch(exist_ok=False)
+                    died.touch(exist_ok=False)
                 except FileExistsError:
                     return super().start(shipped)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -145,7 +148,7 @@ class TestCluster:
         model = RayModel(path, read_card(path), RayOptions(workers=1, threads=1), print)
         outcomes = classify(model, ["a.png"])
         assert [o.status for o in outcomes] == ["ok"]
-        assert Path("died").is_file()
+        assert died.is_file()
 
     def test_machines_without_segcli(self, tiny_model, monkeypatch):
         class Elsewhere(Worker):
@@ -210,11 +213,13 @@ class TestCluster:
         assert failed.value.hint == "make another"
 
     def test_a_run_without_workers_is_stopped_at_once(self, tiny_model, picture, monkeypatch):
+        started = Path("started").absolute()
+
         class Gone(Worker):
             def start(self, shipped):
-                if Path("started").exists():
+                if started.exists():
                     time.sleep(100)
-                Path("started").touch()
+                started.touch()
                 return super().start(shipped)
 
             def attempt(self, *args):
